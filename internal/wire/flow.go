@@ -1,0 +1,219 @@
+package wire
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"strconv"
+)
+
+// Flow names one direction of a conversation: addresses, ports, protocol and VLAN ids. It is comparable and has no
+// pointers, so it serves as a map key. IPv4 addresses are v4-mapped (::ffff:a.b.c.d).
+//
+// A priority tag (VLAN id 0) is the same as no tag, as 802.1Q has it.
+type Flow struct {
+	Src, Dst         [16]byte
+	SrcPort, DstPort uint16           // ICMP echo: the identifier, twice; other ICMP: 0
+	VLAN             [MaxVLANs]uint16 // 12-bit ids, outermost first; 0 where there is no tag
+	Proto            uint8
+	V6               bool
+}
+
+// v4Mapped is the prefix of a v4-mapped address.
+var v4Mapped = [12]byte{10: 0xff, 11: 0xff}
+
+const vlanIDMask = 0x0fff
+
+// Flow returns the flow of the frame h was parsed from; ok is false where there is no transport header (h.HasL4).
+func (h *Headers) Flow(frame []byte) (f Flow, ok bool) {
+	if !h.HasL4 {
+		return Flow{}, false
+	}
+	f.Proto = h.Proto
+	f.VLAN[0], f.VLAN[1] = h.VLAN[0]&vlanIDMask, h.VLAN[1]&vlanIDMask
+	if h.IPVersion == 4 {
+		ip := frame[h.L3 : h.L3+IPv4Len]
+		copy(f.Src[:12], v4Mapped[:])
+		copy(f.Dst[:12], v4Mapped[:])
+		copy(f.Src[12:], ip[12:16])
+		copy(f.Dst[12:], ip[16:20])
+	} else {
+		ip := frame[h.L3 : h.L3+IPv6Len]
+		f.V6 = true
+		copy(f.Src[:], ip[8:24])
+		copy(f.Dst[:], ip[24:40])
+	}
+	l4 := frame[h.L4 : h.L4+8]
+	switch h.Proto {
+	case ProtoTCP, ProtoUDP:
+		f.SrcPort = binary.BigEndian.Uint16(l4)
+		f.DstPort = binary.BigEndian.Uint16(l4[2:])
+	case ProtoICMP:
+		if l4[0] == ICMPEchoRequest || l4[0] == ICMPEchoReply {
+			f.SrcPort = binary.BigEndian.Uint16(l4[4:])
+			f.DstPort = f.SrcPort
+		}
+	case ProtoICMPv6:
+		if l4[0] == ICMPv6EchoRequest || l4[0] == ICMPv6EchoReply {
+			f.SrcPort = binary.BigEndian.Uint16(l4[4:])
+			f.DstPort = f.SrcPort
+		}
+	}
+	return f, true
+}
+
+// QuotedHeaders fills q with the headers of the packet quoted in an ICMP or ICMPv6 error; q's offsets count from the
+// start of the frame, like h's. It returns false where h is no such error or the quote names no flow (too short, a
+// later fragment, another protocol).
+//
+// A quote is a packet's beginning: q.HasL4 promises 8 bytes of TCP, UDP or ICMP only, q.Payload and q.End may lie
+// before the header's or the packet's end, and q's checksums cannot be verified. q's VLAN tags are h's.
+func (h *Headers) QuotedHeaders(frame []byte, q *Headers) bool {
+	*q = Headers{}
+	if !h.HasL4 || h.Frag != FragNone {
+		return false
+	}
+	version := h.IPVersion
+	icmp := ICMP(frame[h.L4:h.End])
+	if h.Proto == ProtoICMP {
+		if !icmp.QuotesIPv4() {
+			return false
+		}
+	} else if h.Proto != ProtoICMPv6 || !icmp.QuotesIPv6() {
+		return false
+	}
+	q.VLANs, q.VLAN, q.EtherType = h.VLANs, h.VLAN, h.EtherType
+	off, end := int(h.L4)+ICMPLen, int(h.End)
+	q.stopAt(off, end)
+	if version == 4 {
+		q.parse4(frame, off, end, quoted)
+	} else {
+		q.parse6(frame, off, end, quoted)
+	}
+	return q.HasL4
+}
+
+// QuotedFlow returns the flow quoted in an ICMP or ICMPv6 error, in the direction of the quoted packet (the reverse of
+// the error's own way), with the VLAN ids of the packet that carries the error.
+func (h *Headers) QuotedFlow(frame []byte) (f Flow, ok bool) {
+	var q Headers
+	if !h.QuotedHeaders(frame, &q) {
+		return Flow{}, false
+	}
+	return q.Flow(frame)
+}
+
+// MakeFlow builds an untagged flow. Both addresses must be of one family; an IPv4 address may be given v4-mapped.
+func MakeFlow(proto uint8, src, dst netip.AddrPort) Flow {
+	s, d := src.Addr().Unmap(), dst.Addr().Unmap()
+	return Flow{
+		Src: s.As16(), Dst: d.As16(),
+		SrcPort: src.Port(), DstPort: dst.Port(),
+		Proto: proto, V6: !s.Is4(),
+	}
+}
+
+// Reverse returns the flow of the replies.
+func (f Flow) Reverse() Flow {
+	f.Src, f.Dst = f.Dst, f.Src
+	f.SrcPort, f.DstPort = f.DstPort, f.SrcPort
+	return f
+}
+
+// Canonical returns the one of f and f.Reverse() that has the lower address and port first, and whether that is the
+// reverse of f. Both directions have the same canonical flow, so that one table entry serves both.
+func (f Flow) Canonical() (c Flow, reversed bool) {
+	if f.srcAfterDst() {
+		return f.Reverse(), true
+	}
+	return f, false
+}
+
+func (f *Flow) srcAfterDst() bool {
+	if s, d := binary.BigEndian.Uint64(f.Src[:8]), binary.BigEndian.Uint64(f.Dst[:8]); s != d {
+		return s > d
+	}
+	if s, d := binary.BigEndian.Uint64(f.Src[8:]), binary.BigEndian.Uint64(f.Dst[8:]); s != d {
+		return s > d
+	}
+	return f.SrcPort > f.DstPort
+}
+
+// Hash returns a 32-bit hash that is equal for both directions, for spreading flows over workers. It is a fixed
+// function that the XDP program computes too:
+//
+//	x = XOR of the eight 32-bit words of Src and Dst, each read big-endian (for IPv4, of the two addresses:
+//	    the v4-mapped prefixes cancel out)
+//	x ^= SrcPort ^ DstPort
+//	x ^= Proto << 16
+//	hash = fmix32(x)    // the finalizer of MurmurHash3
+//
+// The VLAN ids are left out, so that a flow whose tags are rewritten on the way keeps its worker. It has no secret:
+// whoever chooses addresses chooses the hash. Use it for spreading, not as the hash of a table.
+func (f Flow) Hash() uint32 {
+	w := binary.BigEndian.Uint64(f.Src[:8]) ^ binary.BigEndian.Uint64(f.Src[8:]) ^
+		binary.BigEndian.Uint64(f.Dst[:8]) ^ binary.BigEndian.Uint64(f.Dst[8:])
+	x := uint32(w>>32) ^ uint32(w)
+	x ^= uint32(f.SrcPort ^ f.DstPort)
+	x ^= uint32(f.Proto) << 16
+	x ^= x >> 16
+	x *= 0x85ebca6b
+	x ^= x >> 13
+	x *= 0xc2b2ae35
+	x ^= x >> 16
+	return x
+}
+
+// SrcAddr returns the source address and port; an IPv4 address is 4 bytes long.
+func (f Flow) SrcAddr() netip.AddrPort { return netip.AddrPortFrom(f.addr(&f.Src), f.SrcPort) }
+
+// DstAddr returns the destination address and port; an IPv4 address is 4 bytes long.
+func (f Flow) DstAddr() netip.AddrPort { return netip.AddrPortFrom(f.addr(&f.Dst), f.DstPort) }
+
+func (f *Flow) addr(b *[16]byte) netip.Addr {
+	a := netip.AddrFrom16(*b)
+	if !f.V6 {
+		return a.Unmap()
+	}
+	return a
+}
+
+// Client returns the source as "addr:port" or "[addr]:port". It is the client's if f is the direction of the flow's
+// first packet.
+func (f Flow) Client() string { return f.SrcAddr().String() }
+
+// Server returns the destination as "addr:port" or "[addr]:port".
+func (f Flow) Server() string { return f.DstAddr().String() }
+
+// String returns "tcp 10.0.0.1:1234 > 10.0.0.2:80", with " vlan 10" or " vlan 10.20" after it where there are tags.
+func (f Flow) String() string {
+	b := make([]byte, 0, 96)
+	b = append(b, ProtoName(f.Proto)...)
+	b = append(b, ' ')
+	b = f.SrcAddr().AppendTo(b)
+	b = append(b, " > "...)
+	b = f.DstAddr().AppendTo(b)
+	if f.VLAN != [MaxVLANs]uint16{} {
+		b = append(b, " vlan "...)
+		b = strconv.AppendUint(b, uint64(f.VLAN[0]), 10)
+		if f.VLAN[1] != 0 {
+			b = append(b, '.')
+			b = strconv.AppendUint(b, uint64(f.VLAN[1]), 10)
+		}
+	}
+	return string(b)
+}
+
+// ProtoName returns "tcp", "udp", "icmp", "icmpv6", or the number as "ip-proto-N".
+func ProtoName(proto uint8) string {
+	switch proto {
+	case ProtoTCP:
+		return "tcp"
+	case ProtoUDP:
+		return "udp"
+	case ProtoICMP:
+		return "icmp"
+	case ProtoICMPv6:
+		return "icmpv6"
+	}
+	return "ip-proto-" + strconv.Itoa(int(proto))
+}

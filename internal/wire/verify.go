@@ -1,0 +1,68 @@
+package wire
+
+// VerifyIPv4 reports whether the IPv4 header that h describes has a right checksum. It is true for IPv6, which has
+// none, and false for what is not IP.
+func VerifyIPv4(frame []byte, h *Headers) bool {
+	switch h.IPVersion {
+	case 4:
+		ip := IPv4(frame[h.L3:])
+		return h.L4 > h.L3 && Checksum(ip[:ip.HeaderLen()], 0) == 0
+	case 6:
+		return true
+	}
+	return false
+}
+
+// VerifyL4 reports whether the TCP, UDP or ICMP checksum is right. It is false where there is nothing to verify: no
+// transport header, or a fragment, whose sum covers bytes that are elsewhere. A UDP checksum of 0 is right on IPv4
+// (none was computed) and wrong on IPv6 (RFC 8200 8.1).
+func VerifyL4(frame []byte, h *Headers) bool {
+	if !h.HasL4 || h.Frag != FragNone {
+		return false
+	}
+	seg := frame[h.L4:h.End]
+	switch h.Proto {
+	case ProtoICMP:
+		return Checksum(seg, 0) == 0
+	case ProtoUDP:
+		u := UDP(seg)
+		if u.Checksum() == 0 {
+			return h.IPVersion == 4
+		}
+		seg = seg[:u.Len()]
+	}
+	return Checksum(seg, h.pseudoHeader(frame, len(seg))) == 0
+}
+
+// FillL4 computes the TCP, UDP or ICMP checksum and stores it; false where VerifyL4 has nothing to verify.
+func FillL4(frame []byte, h *Headers) bool {
+	if !h.HasL4 || h.Frag != FragNone {
+		return false
+	}
+	seg := frame[h.L4:h.End]
+	switch h.Proto {
+	case ProtoICMP:
+		ICMP(seg).SetChecksum(0)
+		ICMP(seg).SetChecksum(Checksum(seg, 0))
+	case ProtoICMPv6:
+		ICMP(seg).SetChecksum(0)
+		ICMP(seg).SetChecksum(Checksum(seg, h.pseudoHeader(frame, len(seg))))
+	case ProtoUDP:
+		seg = seg[:UDP(seg).Len()]
+		UDP(seg).SetChecksum(0)
+		UDP(seg).SetChecksum(UDPChecksum(Checksum(seg, h.pseudoHeader(frame, len(seg)))))
+	case ProtoTCP:
+		TCP(seg).SetChecksum(0)
+		TCP(seg).SetChecksum(Checksum(seg, h.pseudoHeader(frame, len(seg))))
+	}
+	return true
+}
+
+func (h *Headers) pseudoHeader(frame []byte, length int) uint32 {
+	if h.IPVersion == 4 {
+		ip := frame[h.L3+12 : h.L3+20]
+		return PseudoHeader(ip[:4], ip[4:], h.Proto, length)
+	}
+	ip := frame[h.L3+8 : h.L3+40]
+	return PseudoHeader(ip[:16], ip[16:], h.Proto, length)
+}

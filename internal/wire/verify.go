@@ -1,16 +1,10 @@
 package wire
 
-// VerifyIPv4 reports whether the IPv4 header that h describes has a right checksum. It is true for IPv6, which has
-// none, and false for what is not IP.
-func VerifyIPv4(frame []byte, h *Headers) bool {
-	switch h.IPVersion {
-	case 4:
-		ip := IPv4(frame[h.L3:])
-		return h.L4 > h.L3 && Checksum(ip[:ip.HeaderLen()], 0) == 0
-	case 6:
-		return true
-	}
-	return false
+// VerifyIPv4 reports whether the header checksum of an IPv4 packet is right. packet starts at L3 and holds at least the
+// header, as it does when Parse found IPVersion 4 and no fault.
+func VerifyIPv4(packet []byte) bool {
+	n := IPv4(packet).HeaderLen()
+	return n >= IPv4Len && n <= len(packet) && Checksum(packet[:n], 0) == 0
 }
 
 // VerifyL4 reports whether the TCP, UDP or ICMP checksum is right. It is false where there is nothing to verify: no

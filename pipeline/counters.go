@@ -1,0 +1,134 @@
+package pipeline
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// Counter counts one thing of one stage instance. Its worker adds, anyone may
+// read.
+type Counter struct {
+	Name, Help string
+	v          atomic.Uint64
+}
+
+// Add adds n.
+func (c *Counter) Add(n uint64) { c.v.Add(n) }
+
+// Load returns the value.
+func (c *Counter) Load() uint64 { return c.v.Load() }
+
+// Set makes the counter a gauge: the value as of now.
+func (c *Counter) Set(n uint64) { c.v.Store(n) }
+
+// CounterSet is the named counters of one stage instance.
+type CounterSet struct {
+	mu   sync.Mutex
+	list []*Counter
+}
+
+// Counter returns the counter of that name, and makes it at the first call.
+// Call it while the stage is built, not on the packet path.
+func (s *CounterSet) Counter(name, help string) *Counter {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.list {
+		if c.Name == name {
+			return c
+		}
+	}
+	c := &Counter{Name: name, Help: help}
+	s.list = append(s.list, c)
+	return c
+}
+
+// All returns the counters in order of creation.
+func (s *CounterSet) All() []*Counter {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]*Counter(nil), s.list...)
+}
+
+// Shared is state common to all instances of one stage of the configuration.
+type Shared struct {
+	mu sync.Mutex
+	m  map[string]any
+}
+
+// Get returns the value of key, made by build at the first call.
+func (s *Shared) Get(key string, build func() any) any {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if v, ok := s.m[key]; ok {
+		return v
+	}
+	if s.m == nil {
+		s.m = make(map[string]any)
+	}
+	v := build()
+	s.m[key] = v
+	return v
+}
+
+// StageStats are the engine's figures of one stage: what it was shown and what
+// it decided.
+type StageStats struct {
+	Kind      string            `json:"kind"`
+	Packets   uint64            `json:"packets"`
+	Bytes     uint64            `json:"bytes"`
+	Continued uint64            `json:"continued"`
+	Dropped   uint64            `json:"dropped"`
+	Forwarded uint64            `json:"forwarded"`
+	Consumed  uint64            `json:"consumed"`
+	Counters  map[string]uint64 `json:"counters,omitempty"`
+}
+
+// ChainStats are the figures of one chain, of one worker or summed.
+type ChainStats struct {
+	Name    string       `json:"name"`
+	Packets uint64       `json:"packets"`
+	Bytes   uint64       `json:"bytes"`
+	Stages  []StageStats `json:"stages"`
+}
+
+// Totals account for every packet: Packets = Forwarded + Consumed + the sum of
+// Dropped. Emitted packets are the stages' own; of those, EmitLost did not find
+// room in a transmit ring.
+type Totals struct {
+	Packets   uint64            `json:"packets"`
+	Bytes     uint64            `json:"bytes"`
+	Forwarded uint64            `json:"forwarded"`
+	Consumed  uint64            `json:"consumed"`
+	Dropped   map[string]uint64 `json:"dropped"`
+	Emitted   uint64            `json:"emitted"`
+	EmitLost  uint64            `json:"emit_lost"`
+}
+
+// Add adds o to t.
+func (t *Totals) Add(o Totals) {
+	t.Packets += o.Packets
+	t.Bytes += o.Bytes
+	t.Forwarded += o.Forwarded
+	t.Consumed += o.Consumed
+	t.Emitted += o.Emitted
+	t.EmitLost += o.EmitLost
+	if t.Dropped == nil {
+		t.Dropped = make(map[string]uint64)
+	}
+	for k, v := range o.Dropped {
+		t.Dropped[k] += v
+	}
+}
+
+// DroppedTotal returns the sum of the drops of all reasons.
+func (t Totals) DroppedTotal() (n uint64) {
+	for _, v := range t.Dropped {
+		n += v
+	}
+	return n
+}
+
+// Balanced reports whether nothing has disappeared.
+func (t Totals) Balanced() bool {
+	return t.Packets == t.Forwarded+t.Consumed+t.DroppedTotal()
+}

@@ -1,0 +1,570 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"penstock/internal/wire"
+)
+
+// WorkerOptions configure a Worker.
+type WorkerOptions struct {
+	ID      int
+	Ports   []Port     // by PortID; nil where this worker has no queue
+	Infos   []PortInfo // of all ports, by PortID
+	Pool    *Pool
+	Waiter  Waiter       // nil: an idle worker yields its processor instead of sleeping
+	Clock   func() int64 // nil: the system's, made monotonic
+	Log     *slog.Logger
+	Default ChainID // chain of packets that nobody steered; NoChain: they go to the peer port
+	// VerifyChecksums drops packets with a wrong checksum. Captures want it;
+	// on a wire the end hosts and the netstack do it anyway.
+	VerifyChecksums bool
+	// SpinTurns is how many empty turns a worker takes before it waits.
+	SpinTurns int
+}
+
+// Worker runs chains over the packets of its ports: it receives a batch, runs
+// the chain, transmits, and begins again. One goroutine owns it.
+//
+// A turn, in order: receive from each port and from the rings of the other
+// workers, run the chains, poll the stages, transmit, recycle and refill, tick.
+type Worker struct {
+	o        WorkerOptions
+	clock    func() int64
+	chains   []*Chain
+	affinity []bool
+	eof      []bool
+	batch    *Batch // received
+	run      *Batch // packets of one chain, in a row
+	out      [][]*Packet
+	emitted  [][]*Packet
+	lastTick int64
+
+	peers []*Worker // all workers by ID, itself included
+	inbox []*ring   // by sender
+	woken []bool    // peers that were handed something this turn
+
+	callMu sync.Mutex
+	calls  []func()
+	called atomic.Bool
+
+	turns, idle            atomic.Uint64
+	packets, bytes         atomic.Uint64
+	forwarded, consumed    atomic.Uint64
+	emits, emitLost        atomic.Uint64
+	handedOver, badIPSum   atomic.Uint64
+	badL4Sum               atomic.Uint64
+	dropped                [MaxReasons]atomic.Uint64
+	lastTurn               atomic.Int64
+	panicLogged, waitCount atomic.Uint64
+}
+
+// emitCap bounds how many packets wait in the worker for one port; beyond it
+// they are given to the port at once.
+const emitCap = 4 * BatchSize
+
+// NewWorker returns a worker without chains: SetChains gives it some.
+func NewWorker(o WorkerOptions) *Worker {
+	w := &Worker{
+		o: o, clock: o.Clock,
+		eof:     make([]bool, len(o.Ports)),
+		batch:   NewBatch(BatchSize),
+		run:     NewBatch(BatchSize),
+		out:     make([][]*Packet, len(o.Ports)),
+		emitted: make([][]*Packet, len(o.Ports)),
+	}
+	if w.clock == nil {
+		w.clock = Clock()
+	}
+	if w.o.Log == nil {
+		w.o.Log = slog.New(slog.DiscardHandler)
+	}
+	for i := range w.out {
+		w.out[i] = make([]*Packet, 0, emitCap)
+		w.emitted[i] = make([]*Packet, 0, emitCap)
+	}
+	w.peers, w.inbox, w.woken = []*Worker{w}, make([]*ring, 1), make([]bool, 1)
+	if o.ID != 0 {
+		w.peers, w.inbox, w.woken = nil, nil, nil // Link makes them
+	}
+	return w
+}
+
+// Clock returns a clock in ns since the epoch that starts at the system's time
+// and from there on only follows the monotonic clock: it never jumps.
+func Clock() func() int64 {
+	start := time.Now()
+	base := start.UnixNano()
+	return func() int64 { return base + int64(time.Since(start)) }
+}
+
+// handoverRing is how many packets may be under way from one worker to another.
+const handoverRing = 1024
+
+// Link makes the rings by which workers hand packets to each other. The
+// workers' IDs are their indices. Call it once, before any of them runs.
+func Link(workers []*Worker) {
+	for _, w := range workers {
+		w.peers = workers
+		w.woken = make([]bool, len(workers))
+		w.inbox = make([]*ring, len(workers))
+		for i := range workers {
+			if i != w.o.ID {
+				w.inbox[i] = newRing(handoverRing)
+			}
+		}
+	}
+}
+
+// Env returns the prototype of the environment in which stages for this worker
+// are built.
+func (w *Worker) Env() Env {
+	wake := func() {}
+	if w.o.Waiter != nil {
+		wake = w.o.Waiter.Wake
+	}
+	return Env{
+		Log: w.o.Log, Worker: w.o.ID, Workers: max(len(w.peers), 1), Ports: w.o.Infos,
+		Emitter: w, Recorder: discard{}, Wake: wake, Now: w.clock,
+	}
+}
+
+type discard struct{}
+
+func (discard) Enabled(string) bool { return false }
+func (discard) Record(string, any)  {}
+
+// SetChains gives the worker its chain instances, by ChainID; affinity says
+// for which of them a flow belongs to one worker. Before Run, or from Call.
+func (w *Worker) SetChains(chains []*Chain, affinity []bool) {
+	w.chains, w.affinity = chains, affinity
+}
+
+// Alloc implements Emitter.
+func (w *Worker) Alloc() *Packet { return w.o.Pool.Get() }
+
+// Release implements Emitter.
+func (w *Worker) Release(p *Packet) { w.o.Pool.Put(p) }
+
+// Emit implements Emitter.
+func (w *Worker) Emit(p *Packet) {
+	if int(p.Out) >= len(w.o.Ports) || w.o.Ports[p.Out] == nil {
+		w.emitLost.Add(1)
+		w.o.Pool.Put(p)
+		return
+	}
+	if len(w.emitted[p.Out]) == emitCap {
+		w.transmitForwarded(int(p.Out)) // keeps the order: forwarded before emitted
+		w.transmitEmitted(int(p.Out))
+	}
+	w.emitted[p.Out] = append(w.emitted[p.Out], p)
+}
+
+// Call runs fn on the worker's goroutine in its next turn.
+func (w *Worker) Call(fn func()) {
+	w.callMu.Lock()
+	w.calls = append(w.calls, fn)
+	w.callMu.Unlock()
+	w.called.Store(true)
+	if w.o.Waiter != nil {
+		w.o.Waiter.Wake()
+	}
+}
+
+// Turn does one round of work and reports whether there was any. It returns
+// io.EOF when no port will ever deliver again, and other errors of ports.
+func (w *Worker) Turn() (busy bool, err error) {
+	now := w.clock()
+	w.lastTurn.Store(now)
+	w.turns.Add(1)
+	open := 0
+	for i, port := range w.o.Ports {
+		if port == nil || w.eof[i] {
+			continue
+		}
+		open++
+		w.batch.Reset()
+		n, rerr := port.Receive(w.batch)
+		if n > 0 {
+			busy = true
+			w.admit(now, PortID(i))
+		}
+		if errors.Is(rerr, io.EOF) {
+			w.eof[i] = true
+			open--
+		} else if rerr != nil {
+			err = errors.Join(err, rerr)
+		}
+	}
+	if len(w.peers) > 1 && w.receiveHandovers() {
+		busy = true
+	}
+	for _, c := range w.chains {
+		if c != nil && len(c.pollers) > 0 && w.guard(c, func() bool { return c.poll(now) }) {
+			busy = true
+		}
+	}
+	if w.called.Load() {
+		busy = true
+		w.runCalls()
+	}
+	for i, port := range w.o.Ports {
+		if port != nil {
+			w.transmitForwarded(i)
+			w.transmitEmitted(i)
+			port.Flush()
+		}
+	}
+	if now-w.lastTick >= int64(TickInterval) {
+		w.lastTick = now
+		for _, c := range w.chains {
+			if c != nil && len(c.tickers) > 0 {
+				w.guard(c, func() bool { c.tick(now); return true })
+			}
+		}
+	}
+	for i, wake := range w.woken {
+		if wake {
+			w.woken[i] = false
+			if o := w.peers[i].o.Waiter; o != nil {
+				o.Wake()
+			}
+		}
+	}
+	w.o.Pool.publish()
+	if open == 0 && !busy && err == nil {
+		err = io.EOF
+	}
+	return busy, err
+}
+
+// admit takes the packets of a batch that has just been received by port in:
+// parses them, drops what is malformed, hands over what another worker owns,
+// and runs the rest through their chains, in the order they came.
+func (w *Worker) admit(now int64, in PortID) {
+	var bytes uint64
+	pkts := w.batch.All()
+	out := peer(len(w.o.Ports), in)
+	for _, p := range pkts {
+		bytes += uint64(p.len)
+		if p.In == NoPort {
+			p.In, p.Out = in, out
+		} else {
+			p.Out = peer(len(w.o.Ports), p.In)
+		}
+		if p.Time == 0 {
+			p.Time = now
+		}
+		fault := p.Parse()
+		if fault != wire.FaultNone {
+			r := FaultReason(fault)
+			if p.Wire > p.len {
+				r = ReasonCapturedCut
+			}
+			p.Drop(r)
+		} else if w.o.VerifyChecksums && p.IPVersion != 0 {
+			w.verify(p)
+		}
+	}
+	w.packets.Add(uint64(len(pkts)))
+	w.bytes.Add(bytes)
+	w.dispatch(pkts, true)
+}
+
+func (w *Worker) verify(p *Packet) {
+	b := p.Bytes()
+	if p.IPVersion == 4 && !wire.VerifyIPv4(b[p.L3:]) {
+		w.badIPSum.Add(1)
+		p.Drop(ReasonIPChecksum)
+	} else if p.HasL4 && p.Frag == wire.FragNone && !wire.VerifyL4(b, &p.Headers) {
+		w.badL4Sum.Add(1)
+		p.Drop(ReasonL4Checksum)
+	}
+}
+
+// dispatch runs packets through their chains, in rows of the same chain.
+func (w *Worker) dispatch(pkts []*Packet, mayHandOver bool) {
+	w.run.Reset()
+	current := NoChain
+	for _, p := range pkts {
+		if !p.Live() {
+			w.finish(p)
+			continue
+		}
+		id := p.Chain
+		if id == NoChain {
+			id = w.o.Default
+		}
+		if id == NoChain || p.IPVersion == 0 {
+			p.Forward(p.Out)
+			w.finish(p)
+			continue
+		}
+		if int(id) >= len(w.chains) || w.chains[id] == nil {
+			p.Drop(ReasonNoChain)
+			w.finish(p)
+			continue
+		}
+		if mayHandOver && len(w.peers) > 1 && w.affinity[id] {
+			if owner := int(p.Hash % uint32(len(w.peers))); owner != w.o.ID {
+				w.handOver(p, id, owner)
+				continue
+			}
+		}
+		if id != current && w.run.Len() > 0 {
+			w.runChain(w.chains[current])
+		}
+		current = id
+		if !w.run.Add(p) {
+			w.runChain(w.chains[current])
+			w.run.Add(p)
+		}
+	}
+	if w.run.Len() > 0 {
+		w.runChain(w.chains[current])
+	}
+}
+
+// runChain runs w.run through c, accounts for every packet, and empties it.
+func (w *Worker) runChain(c *Chain) {
+	if !w.guard(c, func() bool { c.Run(w.run); c.observe(w.run); return true }) {
+		for _, p := range w.run.All() {
+			if p.Live() {
+				p.Drop(ReasonStagePanic)
+			}
+		}
+	}
+	for _, p := range w.run.All() {
+		w.finish(p)
+	}
+	w.run.Reset()
+}
+
+// guard runs fn and turns a panic of a stage into a count and a log line: a bug
+// in one stage must not take the wire down.
+func (w *Worker) guard(c *Chain, fn func() bool) (ok bool) {
+	defer func() {
+		if r := recover(); r != nil {
+			ok = false
+			if w.panicLogged.Add(1) <= 10 {
+				w.o.Log.Error("stage panicked", "chain", c.Name, "panic", r, "stack", string(debug.Stack()))
+			}
+		}
+	}()
+	return fn()
+}
+
+// finish accounts for a packet whose verdict is final and passes it on.
+func (w *Worker) finish(p *Packet) {
+	switch p.verdict {
+	case Forward:
+		if int(p.Out) >= len(w.out) || w.o.Ports[p.Out] == nil {
+			w.dropped[ReasonNoPort].Add(1)
+			w.o.Pool.Put(p)
+			return
+		}
+		if len(w.out[p.Out]) == cap(w.out[p.Out]) {
+			w.transmitForwarded(int(p.Out))
+		}
+		w.out[p.Out] = append(w.out[p.Out], p)
+	case Consume:
+		w.consumed.Add(1)
+		w.o.Pool.Put(p)
+	default:
+		w.dropped[p.reason%MaxReasons].Add(1)
+		w.o.Pool.Put(p)
+	}
+}
+
+func (w *Worker) transmitForwarded(i int) {
+	if n := len(w.out[i]); n > 0 {
+		sent := w.o.Ports[i].Transmit(w.out[i])
+		w.forwarded.Add(uint64(sent))
+		if sent < n {
+			w.dropped[ReasonTxFull].Add(uint64(n - sent))
+		}
+		w.out[i] = w.out[i][:0]
+	}
+}
+
+func (w *Worker) transmitEmitted(i int) {
+	if n := len(w.emitted[i]); n > 0 {
+		sent := w.o.Ports[i].Transmit(w.emitted[i])
+		w.emits.Add(uint64(sent))
+		w.emitLost.Add(uint64(n - sent))
+		w.emitted[i] = w.emitted[i][:0]
+	}
+}
+
+func (w *Worker) handOver(p *Packet, id ChainID, owner int) {
+	p.Chain = id
+	if !w.peers[owner].inbox[w.o.ID].push(p) {
+		p.Drop(ReasonHandoverFull)
+		w.finish(p)
+		return
+	}
+	w.handedOver.Add(1)
+	w.woken[owner] = true
+}
+
+func (w *Worker) receiveHandovers() (busy bool) {
+	for _, r := range w.inbox {
+		if r == nil {
+			continue
+		}
+		w.batch.Reset()
+		for w.batch.Room() > 0 {
+			p := r.pop()
+			if p == nil {
+				break
+			}
+			w.batch.Add(p)
+		}
+		if w.batch.Len() > 0 {
+			busy = true
+			w.dispatch(w.batch.All(), false)
+		}
+	}
+	return busy
+}
+
+func (w *Worker) runCalls() {
+	w.called.Store(false)
+	w.callMu.Lock()
+	calls := w.calls
+	w.calls = nil
+	w.callMu.Unlock()
+	for _, fn := range calls {
+		fn()
+	}
+}
+
+// Run takes turns until ctx ends or every port is at its end. Between turns it
+// yields, so that goroutines that the stages have woken come next.
+func (w *Worker) Run(ctx context.Context) error {
+	empty := 0
+	for ctx.Err() == nil {
+		busy, err := w.Turn()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if busy {
+			empty = 0
+			runtime.Gosched()
+			continue
+		}
+		w.idle.Add(1)
+		if empty++; empty <= w.o.SpinTurns || w.o.Waiter == nil {
+			runtime.Gosched()
+			continue
+		}
+		w.waitCount.Add(1)
+		w.o.Waiter.Wait(w.untilTick())
+	}
+	return nil
+}
+
+// untilTick returns how long the worker may sleep: for ever if no stage has
+// timers.
+func (w *Worker) untilTick() int64 {
+	for _, c := range w.chains {
+		if c != nil && len(c.tickers) > 0 {
+			return max(w.lastTick+int64(TickInterval)-w.clock(), 0)
+		}
+	}
+	return -1
+}
+
+// Drain asks the stages to finish what they hold and returns how many
+// connections are left. Only from Call or while the worker does not run.
+func (w *Worker) Drain() (left int) {
+	now := w.clock()
+	for _, c := range w.chains {
+		if c != nil {
+			left += c.drain(now)
+		}
+	}
+	return left
+}
+
+// Close closes the chains and gives back packets that were handed over. Call
+// it after Run has returned, on all workers, before the ports are closed.
+func (w *Worker) Close() error {
+	var err error
+	for _, c := range w.chains {
+		if c != nil {
+			err = errors.Join(err, c.Close())
+		}
+	}
+	for _, r := range w.inbox {
+		if r == nil {
+			continue
+		}
+		for p := r.pop(); p != nil; p = r.pop() {
+			p.Drop(ReasonStopped)
+			w.finish(p)
+		}
+	}
+	for i := range w.o.Ports {
+		for _, p := range w.emitted[i] {
+			w.emitLost.Add(1)
+			w.o.Pool.Put(p)
+		}
+		w.emitted[i] = w.emitted[i][:0]
+	}
+	w.o.Pool.publish()
+	return err
+}
+
+// WorkerStats is a snapshot of a worker.
+type WorkerStats struct {
+	ID         int          `json:"id"`
+	Turns      uint64       `json:"turns"`
+	IdleTurns  uint64       `json:"idle_turns"`
+	Waits      uint64       `json:"waits"`
+	HandedOver uint64       `json:"handed_over"` // to the worker that owns the flow
+	BadIPSum   uint64       `json:"bad_ip_checksums"`
+	BadL4Sum   uint64       `json:"bad_l4_checksums"`
+	Panics     uint64       `json:"stage_panics"`
+	LastTurn   int64        `json:"last_turn_ns"`
+	Pool       PoolStats    `json:"pool"`
+	Totals     Totals       `json:"totals"`
+	Chains     []ChainStats `json:"chains"`
+}
+
+// Stats may be called from any goroutine. While packets are under way the
+// totals of a running worker are off by at most those.
+func (w *Worker) Stats() WorkerStats {
+	s := WorkerStats{
+		ID: w.o.ID, Turns: w.turns.Load(), IdleTurns: w.idle.Load(), Waits: w.waitCount.Load(),
+		HandedOver: w.handedOver.Load(), BadIPSum: w.badIPSum.Load(), BadL4Sum: w.badL4Sum.Load(),
+		Panics: w.panicLogged.Load(), LastTurn: w.lastTurn.Load(), Pool: w.o.Pool.Stats(),
+		Totals: Totals{
+			Packets: w.packets.Load(), Bytes: w.bytes.Load(), Forwarded: w.forwarded.Load(),
+			Consumed: w.consumed.Load(), Emitted: w.emits.Load(), EmitLost: w.emitLost.Load(),
+			Dropped: map[string]uint64{},
+		},
+	}
+	for _, r := range Reasons() {
+		if n := w.dropped[r].Load(); n > 0 {
+			s.Totals.Dropped[r.String()] = n
+		}
+	}
+	for _, c := range w.chains {
+		if c != nil {
+			s.Chains = append(s.Chains, c.Stats())
+		}
+	}
+	return s
+}

@@ -1,0 +1,181 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Server answers on the control socket and, if there is one, on the metrics
+// address.
+type Server struct {
+	socket  net.Listener
+	metrics net.Listener
+	servers []*http.Server
+}
+
+// Serve listens on the unix socket at path and the TCP address metrics; "" of
+// either turns it off. A socket that a dead process left is replaced; one that
+// answers is an error.
+func Serve(path, metrics string, src Source) (s *Server, err error) {
+	s = &Server{}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	if path != "" {
+		if s.socket, err = listenUnix(path); err != nil {
+			return nil, err
+		}
+		s.serve(s.socket, apiHandler(src))
+	}
+	if metrics != "" {
+		if s.metrics, err = net.Listen("tcp", metrics); err != nil {
+			return nil, fmt.Errorf("listen for metrics: %w; set metrics in [appliance] to another address, or to \"\" to turn them off", err)
+		}
+		mux := http.NewServeMux()
+		mux.Handle("GET /metrics", metricsHandler(src))
+		mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprintln(w, "penstock: metrics are at /metrics")
+		})
+		s.serve(s.metrics, mux)
+	}
+	return s, nil
+}
+
+// MetricsAddr is where the metrics are, or nil.
+func (s *Server) MetricsAddr() net.Addr {
+	if s.metrics == nil {
+		return nil
+	}
+	return s.metrics.Addr()
+}
+
+func (s *Server) serve(l net.Listener, h http.Handler) {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	s.servers = append(s.servers, srv)
+	go func() { _ = srv.Serve(l) }() // ends with Close
+}
+
+// Close stops answering and removes the socket.
+func (s *Server) Close() error {
+	var err error
+	for _, srv := range s.servers {
+		err = errors.Join(err, srv.Close())
+	}
+	return err
+}
+
+func listenUnix(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("make directory of the control socket: %w", err)
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("listen on control socket %s: another penstock answers there; stop it, or set control in [appliance] to another path", path)
+	}
+	if fi, err := os.Lstat(path); err == nil {
+		if fi.Mode()&os.ModeSocket == 0 {
+			return nil, fmt.Errorf("listen on control socket %s: there is a file that is no socket", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("remove stale control socket: %w", err)
+		}
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on control socket: %w", err)
+	}
+	// Who may ask is decided by the file's mode: the owner and its group.
+	if err := os.Chmod(path, 0o660); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("set mode of control socket: %w", err)
+	}
+	return l, nil
+}
+
+func apiHandler(src Source) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, src.Status(), nil)
+	})
+	mux.HandleFunc("GET /v1/flows", func(w http.ResponseWriter, _ *http.Request) {
+		flows, err := src.Flows()
+		if flows == nil {
+			flows = []Flow{}
+		}
+		reply(w, flows, err)
+	})
+	return mux
+}
+
+type apiError struct {
+	Error string `json:"error"`
+}
+
+func reply(w http.ResponseWriter, v any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		w.WriteHeader(http.StatusInternalServerError)
+		v = apiError{err.Error()}
+	}
+	_ = json.NewEncoder(w).Encode(v) // the client has gone: nothing to do
+}
+
+// Client asks a running appliance.
+type Client struct {
+	path string
+	http http.Client
+}
+
+// NewClient returns a client of the socket at path.
+func NewClient(path string) *Client {
+	return &Client{path: path, http: http.Client{
+		Timeout: 10 * time.Second,
+		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", path)
+		}},
+	}}
+}
+
+// Status asks for a snapshot.
+func (c *Client) Status() (s Status, err error) { return s, c.get("/v1/status", &s) }
+
+// Flows asks for the live flows.
+func (c *Client) Flows() (f []Flow, err error) { return f, c.get("/v1/flows", &f) }
+
+func (c *Client) get(url string, v any) error {
+	resp, err := c.http.Get("http://penstock" + url)
+	if err != nil {
+		var op *net.OpError
+		if errors.As(err, &op) && op.Op == "dial" {
+			return fmt.Errorf("ask control socket %s: %w; is an appliance running, and is this the path in its [appliance] control?", c.path, op.Err)
+		}
+		return fmt.Errorf("ask control socket %s: %w", c.path, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 256<<20))
+	if err != nil {
+		return fmt.Errorf("read answer of control socket: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		var e apiError
+		if json.Unmarshal(body, &e) != nil || e.Error == "" {
+			e.Error = resp.Status
+		}
+		return fmt.Errorf("ask control socket %s: %s", c.path, e.Error)
+	}
+	if err := json.Unmarshal(body, v); err != nil {
+		return fmt.Errorf("read answer of control socket: %w", err)
+	}
+	return nil
+}

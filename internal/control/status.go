@@ -1,0 +1,115 @@
+// Package control shows what a running appliance does: as JSON over a local
+// socket for the command line, and as Prometheus metrics. Both render the same
+// Status, so that no two views of one appliance disagree.
+//
+// Its one trap: a Status is gathered while packets go by. Sums over several
+// sources may differ by the packets under way at that moment.
+package control
+
+import (
+	"time"
+
+	"penstock/pipeline"
+)
+
+// Status is a snapshot of an appliance.
+type Status struct {
+	Name          string    `json:"name"`
+	Version       string    `json:"version"`
+	PID           int       `json:"pid"`
+	Config        string    `json:"config"`
+	Mode          string    `json:"mode"`
+	OnExit        string    `json:"on_exit"`
+	Started       time.Time `json:"started"`
+	UptimeSeconds float64   `json:"uptime_seconds"`
+	Draining      bool      `json:"draining"`
+
+	Ports   []Port                 `json:"ports"`
+	Chains  []Chain                `json:"chains"`
+	Totals  pipeline.Totals        `json:"totals"`
+	Frames  Frames                 `json:"frames"`
+	Flows   FlowCounts             `json:"flows"`
+	Workers []pipeline.WorkerStats `json:"workers"`
+	Records []Record               `json:"records,omitempty"`
+
+	// Warnings are states that an operator wants to know of, in words.
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Port is one interface.
+type Port struct {
+	Name      string  `json:"name"`
+	Interface string  `json:"interface"`
+	Ifindex   int     `json:"ifindex"`
+	MTU       int     `json:"mtu"`
+	XDP       string  `json:"xdp"` // as the kernel has attached it: "native" or "generic"
+	LinkUp    bool    `json:"link_up"`
+	Queues    []Queue `json:"queues"`
+	// Reasons are the XDP program's counts of what it did with packets that
+	// came in here, by reason.
+	Reasons map[string]Count `json:"reasons"`
+}
+
+// Queue is one queue of a port, with its AF_XDP socket.
+type Queue struct {
+	pipeline.PortInfo
+	pipeline.PortStats
+}
+
+// Count is packets and their bytes.
+type Count struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}
+
+// Chain is a chain, summed over all workers.
+type Chain struct {
+	pipeline.ChainStats
+	Depth string `json:"depth"`
+	Why   string `json:"why"` // why it is that deep
+}
+
+// Frames account for all packet memory: Free + InFlight = Total whenever no
+// packet is being looked at.
+type Frames struct {
+	Total     int  `json:"total"`
+	Free      int  `json:"free"`
+	InFlight  int  `json:"in_flight"` // in the kernel's rings and the NIC
+	Size      int  `json:"size"`      // bytes
+	HugePages bool `json:"huge_pages"`
+}
+
+// FlowCounts say how full the tables of flows are.
+type FlowCounts struct {
+	Steered    int `json:"steered"` // in XDP's table, both directions as one
+	Limit      int `json:"limit"`
+	Terminated int `json:"terminated"` // in the netstack
+}
+
+// Record is a sink of events.
+type Record struct {
+	To      string `json:"to"`
+	Written uint64 `json:"written"`
+	Dropped uint64 `json:"dropped"` // the sink could not follow
+}
+
+// Flow is one live flow.
+type Flow struct {
+	Client     string  `json:"client"` // "addr:port"
+	Server     string  `json:"server"`
+	Proto      string  `json:"proto"`
+	VLAN       []int   `json:"vlan,omitempty"`
+	Chain      string  `json:"chain"`
+	Depth      string  `json:"depth"`
+	Why        string  `json:"why"` // why it is not higher up
+	State      string  `json:"state,omitempty"`
+	AgeSeconds float64 `json:"age_seconds"`
+	Packets    uint64  `json:"packets"`
+	Bytes      uint64  `json:"bytes"`
+}
+
+// Source is the appliance.
+type Source interface {
+	Status() Status
+	Flows() ([]Flow, error)
+}

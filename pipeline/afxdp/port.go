@@ -1,0 +1,340 @@
+// Package afxdp makes AF_XDP sockets ports of a pipeline worker.
+//
+// All sockets of an appliance share one UMEM, laid over a pipeline.Arena: a
+// frame that came in by one port goes out by another without a copy of ours,
+// by its descriptor. Its one trap: a port must be closed only after its worker
+// has stopped, since a ring has a single thread on each end.
+package afxdp
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"penstock/pipeline"
+	"penstock/xsk"
+)
+
+// Memory is the packet memory of an appliance: a UMEM and the arena over it.
+type Memory struct {
+	UMEM  *xsk.UMEM
+	Arena *pipeline.Arena
+}
+
+// MetadataLen is the number of bytes that the XDP program puts in front of a
+// packet that it steers to a socket: magic, chain and flow hash, in host order
+// (struct steer_meta in bpf/include).
+const MetadataLen = 8
+
+// MetadataMagic is the first field of the metadata.
+const MetadataMagic = 0x5053
+
+// NewMemory maps frames of frameSize bytes for the given number of workers,
+// framesPerWorker for each. Close it after all ports.
+func NewMemory(frameSize, framesPerWorker, workers int, huge xsk.HugePages) (*Memory, error) {
+	u, err := xsk.NewUMEM(xsk.UMEMOptions{Frames: framesPerWorker * workers, FrameSize: frameSize, HugePages: huge})
+	if err != nil {
+		return nil, err
+	}
+	// Packets that stages make get the headroom that received ones have.
+	a, err := pipeline.NewArena(u.Bytes(), frameSize, u.RxOffset(), workers)
+	if err != nil {
+		return nil, errors.Join(err, u.Close())
+	}
+	return &Memory{UMEM: u, Arena: a}, nil
+}
+
+// Close unmaps the memory.
+func (m *Memory) Close() error { return m.UMEM.Close() }
+
+// Options describe one queue of one port.
+type Options struct {
+	Info     pipeline.PortInfo // ID, Name, Interface, Queue, MTU; Mode is read back from the kernel
+	Ifindex  int
+	Worker   int // whose pool the frames come from
+	Mode     xsk.Mode
+	RingSize int // entries of each ring; 0: 2048
+	// FillTarget is how many frames wait for packets to come in; 0: half of
+	// RingSize. More ride out longer bursts, fewer are left for sending.
+	FillTarget int
+}
+
+// Port is one queue of an interface.
+type Port struct {
+	info   pipeline.PortInfo
+	sock   *xsk.Socket
+	arena  *pipeline.Arena
+	pool   *pipeline.Pool
+	shift  uint
+	fill   int // target
+	descs  []xsk.Desc
+	addrs  []uint64
+	inFill int
+
+	rxPackets, rxBytes, txPackets, txBytes, refused counter
+	noFrames, badFrames                             counter
+	inFlight                                        atomic.Int64
+	link                                            atomic.Int32 // a linkState
+}
+
+type linkState = int32
+
+const (
+	linkUp linkState = iota
+	linkDown
+	linkGone
+)
+
+// counter is written by the port's worker only.
+type counter struct{ v atomic.Uint64 }
+
+func (c *counter) add(n int) { c.v.Store(c.v.Load() + uint64(n)) }
+
+var _ pipeline.Port = (*Port)(nil)
+
+// Open binds a socket. The caller puts FD into the XSKMAP.
+func Open(m *Memory, o Options) (*Port, error) {
+	if o.RingSize == 0 {
+		o.RingSize = 2048
+	}
+	if o.FillTarget == 0 {
+		o.FillTarget = o.RingSize / 2
+	}
+	p := &Port{
+		info: o.Info, arena: m.Arena, pool: m.Arena.Pool(o.Worker), fill: min(o.FillTarget, o.RingSize),
+		descs: make([]xsk.Desc, 4*pipeline.BatchSize), addrs: make([]uint64, 0, 4*pipeline.BatchSize),
+	}
+	for 1<<p.shift < m.Arena.FrameSize() {
+		p.shift++
+	}
+	var prefill []uint64
+	for len(prefill) < p.fill {
+		pk := p.pool.Get()
+		if pk == nil {
+			break
+		}
+		prefill = append(prefill, uint64(pk.Index())<<p.shift)
+	}
+	var err error
+	p.sock, err = m.UMEM.Open(o.Ifindex, o.Info.Queue, &xsk.SocketOptions{
+		RxSize: o.RingSize, TxSize: o.RingSize, FillSize: o.RingSize, CompletionSize: o.RingSize,
+		Mode: o.Mode, Prefill: prefill,
+	})
+	if err != nil {
+		p.recycle(prefill)
+		return nil, fmt.Errorf("open queue %d of port %q (%s): %w", o.Info.Queue, o.Info.Name, o.Info.Interface, err)
+	}
+	p.info.Mode = "copy"
+	if p.sock.Mode() == xsk.ZeroCopy {
+		p.info.Mode = "zero_copy"
+	}
+	p.inFill = len(prefill)
+	p.inFlight.Store(int64(p.inFill))
+	return p, nil
+}
+
+// FD is the socket's descriptor, for the XSKMAP.
+func (p *Port) FD() int { return p.sock.FD() }
+
+// Info implements pipeline.Port.
+func (p *Port) Info() pipeline.PortInfo { return p.info }
+
+// Receive implements pipeline.Port.
+func (p *Port) Receive(b *pipeline.Batch) (int, error) {
+	n := p.sock.Receive(p.descs[:min(b.Room(), len(p.descs))])
+	if n == 0 {
+		return 0, nil
+	}
+	bytes, got := 0, 0
+	mask := uint64(1)<<p.shift - 1
+	for _, d := range p.descs[:n] {
+		pk := p.arena.At(d.Addr >> p.shift)
+		off := int(d.Addr & mask)
+		if pk == nil || !pk.SetView(off, int(d.Len)) {
+			p.badFrames.add(1) // xsk has checked it: not reached
+			continue
+		}
+		if off >= MetadataLen {
+			m := pk.Frame()[off-MetadataLen : off]
+			if binary.NativeEndian.Uint16(m) == MetadataMagic {
+				pk.Chain = pipeline.ChainID(binary.NativeEndian.Uint16(m[2:]))
+				pk.Hash = binary.NativeEndian.Uint32(m[4:])
+				// Frames are used again: what stands there now must not be
+				// taken for the next packet's.
+				binary.NativeEndian.PutUint16(m, 0)
+			}
+		}
+		bytes += int(d.Len)
+		b.Add(pk)
+		got++
+	}
+	p.inFill -= n
+	p.rxPackets.add(got)
+	p.rxBytes.add(bytes)
+	return got, nil
+}
+
+// Transmit implements pipeline.Port.
+func (p *Port) Transmit(pkts []*pipeline.Packet) (accepted int) {
+	bytes := 0
+	for len(pkts) > 0 && p.link.Load() != linkGone {
+		n := min(len(pkts), len(p.descs))
+		for i, pk := range pkts[:n] {
+			p.descs[i] = xsk.Desc{Addr: uint64(pk.Index())<<p.shift + uint64(pk.Offset()), Len: uint32(pk.Len())}
+		}
+		taken := p.sock.Transmit(p.descs[:n])
+		for _, d := range p.descs[:taken] {
+			bytes += int(d.Len)
+		}
+		accepted += taken
+		pkts = pkts[taken:]
+		if taken == n {
+			continue
+		}
+		// The ring is full: send what is there, and see what has come back.
+		p.kick()
+		if p.complete() == 0 {
+			break
+		}
+	}
+	p.txPackets.add(accepted)
+	p.txBytes.add(bytes)
+	p.refused.add(len(pkts))
+	for _, pk := range pkts {
+		p.pool.Put(pk)
+	}
+	return accepted
+}
+
+// Flush implements pipeline.Port.
+func (p *Port) Flush() {
+	if p.sock.Pending() > 0 {
+		p.kick()
+	}
+	p.complete()
+	p.refill()
+	fill, rx, tx, completion := p.sock.InKernel()
+	p.inFlight.Store(int64(fill + rx + tx + completion))
+}
+
+func (p *Port) kick() { p.note(p.sock.Kick()) }
+
+// note keeps track of the link. A link that is down is no error: frames wait,
+// and go when it is up again.
+func (p *Port) note(err error) {
+	state := linkUp
+	switch {
+	case err == nil:
+	case errors.Is(err, xsk.ErrLinkGone):
+		state = linkGone
+	case errors.Is(err, xsk.ErrLinkDown):
+		state = linkDown
+	default:
+		return
+	}
+	if p.link.Load() != state {
+		p.link.Store(state)
+	}
+}
+
+func (p *Port) complete() (n int) {
+	for {
+		got := p.sock.Complete(p.addrs[:cap(p.addrs)])
+		n += got
+		p.recycle(p.addrs[:got])
+		if got < cap(p.addrs) {
+			return n
+		}
+	}
+}
+
+func (p *Port) recycle(addrs []uint64) {
+	for _, a := range addrs {
+		if pk := p.arena.At(a >> p.shift); pk != nil {
+			p.pool.Put(pk)
+		}
+	}
+}
+
+// refill keeps the fill ring at its target, in steps that are worth it.
+func (p *Port) refill() {
+	for missing := p.fill - p.inFill; missing >= pipeline.BatchSize/2 || missing > 0 && p.inFill < p.fill/2; missing = p.fill - p.inFill {
+		addrs := p.addrs[:0]
+		for len(addrs) < min(missing, cap(addrs)) {
+			pk := p.pool.Get()
+			if pk == nil {
+				p.noFrames.add(1)
+				break
+			}
+			addrs = append(addrs, uint64(pk.Index())<<p.shift)
+		}
+		if len(addrs) == 0 {
+			return
+		}
+		n := p.sock.Fill(addrs)
+		p.inFill += n
+		p.recycle(addrs[n:])
+		if n < len(addrs) {
+			break
+		}
+	}
+	p.note2(p.sock.WakeRx())
+}
+
+// note2 notes only bad news: WakeRx makes no system call, and so knows nothing
+// of the link, unless the driver asked for it.
+func (p *Port) note2(err error) {
+	if err != nil {
+		p.note(err)
+	}
+}
+
+// ready reports whether there is something to receive.
+func (p *Port) ready() bool {
+	_, rx, _, _ := p.sock.InKernel()
+	return rx > 0
+}
+
+// Stats implements pipeline.Port.
+func (p *Port) Stats() pipeline.PortStats {
+	s := pipeline.PortStats{
+		RxPackets: p.rxPackets.v.Load(), RxBytes: p.rxBytes.v.Load(),
+		TxPackets: p.txPackets.v.Load(), TxBytes: p.txBytes.v.Load(), TxRefused: p.refused.v.Load(),
+		InFlight: int(p.inFlight.Load()), LinkUp: p.link.Load() == linkUp,
+	}
+	x, err := p.sock.Stats()
+	if err != nil {
+		return s // closed: what we counted ourselves stands
+	}
+	s.Extra = map[string]uint64{
+		"no_frames": p.noFrames.v.Load(), "bad_frames": p.badFrames.v.Load() + x.FillInvalid + x.RxInvalid + x.TxInvalid + x.TxNotHeld + x.CompletionInvalid,
+		"kicks": x.Kicks, "kick_again": x.KickAgain, "kick_drops": x.KickDrops, "kick_fails": x.KickFails,
+		"no_buffers": x.NoBuffers, "wakeups": x.Wakeups, "link_downs": x.LinkDowns,
+		"rx_dropped": x.Kernel.RxDropped, "rx_ring_full": x.Kernel.RxRingFull, "fill_ring_empty": x.Kernel.FillRingEmpty,
+		"tx_invalid": x.Kernel.TxInvalidDescs,
+	}
+	return s
+}
+
+// Close implements pipeline.Port. In zero-copy mode the frames that the NIC
+// holds do not come back: the UMEM is closed next.
+func (p *Port) Close() error {
+	p.complete()
+	err := p.sock.Close()
+	for {
+		n := p.sock.Reclaim(p.addrs[:cap(p.addrs)])
+		if n == 0 {
+			break
+		}
+		p.recycle(p.addrs[:n])
+	}
+	fill, rx, tx, completion := p.sock.InKernel()
+	p.inFlight.Store(int64(fill + rx + tx + completion))
+	return err
+}
+
+// txRetry bounds a wait while packets are still to be sent: nothing wakes the
+// worker when the device has room again.
+const txRetry = time.Millisecond

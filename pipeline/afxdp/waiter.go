@@ -1,0 +1,109 @@
+package afxdp
+
+import (
+	"fmt"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"penstock/pipeline"
+)
+
+// Waiter lets an idle worker sleep until one of its ports has packets.
+//
+// It sleeps in the Go runtime's own poller: the sockets are in an epoll set of
+// ours, and that set is a file in the runtime's. A worker that waits so holds
+// neither a thread nor a processor, and the goroutines that netstack runs
+// continue on the same thread; poll(2) would park a thread at each turn and
+// cost two context switches more.
+type Waiter struct {
+	ports []*Port
+	file  *os.File
+	raw   syscall.RawConn
+	woken atomic.Bool
+	timed bool // a read deadline is set
+}
+
+var _ pipeline.Waiter = (*Waiter)(nil)
+
+// NewWaiter returns a waiter for the ports of one worker. Close it after the
+// worker has stopped.
+func NewWaiter(ports []*Port) (*Waiter, error) {
+	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("create epoll set: %w", err)
+	}
+	for _, p := range ports {
+		ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET}
+		if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, p.FD(), &ev); err != nil {
+			unix.Close(ep)
+			return nil, fmt.Errorf("watch queue %d of port %q: %w", p.info.Queue, p.info.Name, err)
+		}
+	}
+	if err := unix.SetNonblock(ep, true); err != nil { // or the runtime does not poll it
+		unix.Close(ep)
+		return nil, fmt.Errorf("set epoll set to non-blocking: %w", err)
+	}
+	w := &Waiter{ports: ports, file: os.NewFile(uintptr(ep), "afxdp")}
+	if err := w.file.SetReadDeadline(time.Time{}); err != nil {
+		w.file.Close()
+		return nil, fmt.Errorf("add epoll set to the runtime's poller: %w", err)
+	}
+	if w.raw, err = w.file.SyscallConn(); err != nil {
+		w.file.Close()
+		return nil, fmt.Errorf("add epoll set to the runtime's poller: %w", err)
+	}
+	return w, nil
+}
+
+var past = time.Unix(1, 0)
+
+// Wait implements pipeline.Waiter.
+func (w *Waiter) Wait(ns int64) {
+	for _, p := range w.ports {
+		if p.sock.Pending() > 0 && (ns < 0 || ns > int64(txRetry)) {
+			ns = int64(txRetry)
+		}
+	}
+	// A Wake before the deadline is set leaves the flag; one after it moves
+	// the deadline into the past.
+	if ns >= 0 {
+		_ = w.file.SetReadDeadline(time.Now().Add(time.Duration(ns)))
+		w.timed = true
+	} else if w.timed {
+		_ = w.file.SetReadDeadline(time.Time{})
+		w.timed = false
+	}
+	if !w.woken.Load() && w.raw.Read(w.done) != nil {
+		w.timed = true // a deadline has passed: ours, or a late one of Wake
+	}
+	if w.woken.Swap(false) {
+		w.timed = true // Wake has set a deadline, or is about to
+	}
+}
+
+// done is called by the runtime before it sleeps and after each event.
+func (w *Waiter) done(uintptr) bool {
+	if w.woken.Load() {
+		return true
+	}
+	for _, p := range w.ports {
+		if p.ready() {
+			return true
+		}
+	}
+	return false
+}
+
+// Wake implements pipeline.Waiter.
+func (w *Waiter) Wake() {
+	if !w.woken.Swap(true) {
+		_ = w.file.SetReadDeadline(past)
+	}
+}
+
+// Close releases the epoll set; Wake does nothing from then on.
+func (w *Waiter) Close() error { return w.file.Close() }

@@ -72,24 +72,20 @@ func (n *NS) NAPIThreads(name string) ([]int, error) {
 			return fmt.Errorf("find netlink family netdev: %w", err)
 		}
 		req := nl.NewNetlinkRequest(int(family.ID), unix.NLM_F_DUMP)
-		req.AddData(&nl.Genlmsg{Command: netdevCmdNAPIGet, Version: uint8(family.Version)})
+		req.AddData(genlHeader{netdevCmdNAPIGet, uint8(family.Version)})
 		req.AddData(nl.NewRtAttr(netdevNAPIIfindex, nl.Uint32Attr(uint32(index))))
-		msgs, err := req.Execute(unix.NETLINK_GENERIC, 0)
-		if err != nil {
-			return fmt.Errorf("list NAPIs: %w", err)
-		}
-		for _, m := range msgs {
-			attrs, err := nl.ParseRouteAttr(m[nl.SizeofGenlmsg:])
+		return dump(req, unix.NETLINK_GENERIC, func(msg []byte) error {
+			attrs, err := nl.ParseRouteAttr(msg[nl.SizeofGenlmsg:])
 			if err != nil {
-				return fmt.Errorf("list NAPIs: %w", err)
+				return err
 			}
 			for _, a := range attrs {
 				if a.Attr.Type == netdevNAPIPID && len(a.Value) >= 4 {
 					tids = append(tids, int(nl.NativeEndian().Uint32(a.Value)))
 				}
 			}
-		}
-		return nil
+			return nil
+		})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("find NAPI threads of %s in %s: %w", name, n.name, err)
@@ -97,6 +93,55 @@ func (n *NS) NAPIThreads(name string) ([]int, error) {
 	slices.Sort(tids)
 	return tids, nil
 }
+
+// dump sends a dump request from the calling thread's namespace and passes every
+// answer's payload to each. The netdev family does not mark its answers NLM_F_MULTI,
+// so that nl.NetlinkRequest.Execute would stop after the first.
+func dump(req *nl.NetlinkRequest, protocol int, each func([]byte) error) error {
+	s, err := nl.Subscribe(protocol)
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer s.Close()
+	limit := unix.NsecToTimeval(int64(napiWait))
+	if err := s.SetReceiveTimeout(&limit); err != nil {
+		return fmt.Errorf("set netlink timeout: %w", err)
+	}
+	if err := s.Send(req); err != nil {
+		return fmt.Errorf("send dump request: %w", err)
+	}
+	for {
+		msgs, _, err := s.Receive()
+		if err != nil {
+			return fmt.Errorf("receive dump: %w", err)
+		}
+		for _, m := range msgs {
+			switch m.Header.Type {
+			case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+				if len(m.Data) >= 4 {
+					if code := int32(nl.NativeEndian().Uint32(m.Data)); code != 0 {
+						return fmt.Errorf("dump: %w", unix.Errno(-code))
+					}
+				}
+				return nil
+			default:
+				if len(m.Data) < nl.SizeofGenlmsg {
+					return fmt.Errorf("receive dump: answer of %d bytes", len(m.Data))
+				}
+				if err := each(m.Data); err != nil {
+					return fmt.Errorf("receive dump: %w", err)
+				}
+			}
+		}
+	}
+}
+
+// genlHeader is struct genlmsghdr: command, version, and two bytes that must be zero,
+// which nl.Genlmsg does not see to.
+type genlHeader [nl.SizeofGenlmsg]byte
+
+func (h genlHeader) Len() int          { return len(h) }
+func (h genlHeader) Serialize() []byte { return h[:] }
 
 // napiNames returns the kernel threads on this machine that are called after an
 // interface of that name, in any namespace.

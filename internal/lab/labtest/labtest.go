@@ -17,14 +17,13 @@ import (
 // it when REQUIRE_PRIV=1 is set.
 func NeedRoot(t testing.TB) {
 	t.Helper()
-	err := lab.Privileged()
-	if err == nil {
-		return
-	}
-	if os.Getenv("REQUIRE_PRIV") == "1" {
+	switch err := lab.Privileged(); {
+	case err == nil:
+	case os.Getenv("REQUIRE_PRIV") == "1":
 		t.Fatalf("REQUIRE_PRIV=1, but %v", err)
+	default:
+		t.Skipf("SKIPPED, NOT PASSED: %v", err)
 	}
-	t.Skipf("SKIPPED, NOT PASSED: %v", err)
 }
 
 var onSignal sync.Once

@@ -54,6 +54,7 @@ type Chain struct {
 	tickers   []Ticker
 	drainers  []Drainer
 	observers []Observer
+	listers   []FlowLister
 	closers   []Closer
 }
 
@@ -174,6 +175,9 @@ func (c *Chain) adopt(stage any) {
 	}
 	if s, ok := stage.(Observer); ok {
 		c.observers = append(c.observers, s)
+	}
+	if s, ok := stage.(FlowLister); ok {
+		c.listers = append(c.listers, s)
 	}
 	if s, ok := stage.(Closer); ok {
 		c.closers = append(c.closers, s)

@@ -148,6 +148,9 @@ func (w *Worker) SetChains(chains []*Chain, affinity []bool) {
 	w.chains, w.affinity = chains, affinity
 }
 
+// Chains returns the chain instances by ChainID. Only from Call.
+func (w *Worker) Chains() []*Chain { return w.chains }
+
 // Alloc implements Emitter.
 func (w *Worker) Alloc() *Packet { return w.o.Pool.Get() }
 

@@ -1,0 +1,27 @@
+package pipeline
+
+import "penstock/internal/wire"
+
+// FlowInfo describes one live flow that a stage keeps.
+type FlowInfo struct {
+	Flow    wire.Flow // as the client's packets carry it
+	Depth   Depth
+	State   string // in the stage's words: "connecting", "established", ...
+	Why     string // why it is not higher up (nearer to offload)
+	Start   int64  // ns since the epoch
+	Packets uint64
+	Bytes   uint64
+}
+
+// FlowLister is a Stage that keeps flows. Flows is called on the worker's
+// goroutine and yields each of them.
+type FlowLister interface {
+	Flows(yield func(FlowInfo))
+}
+
+// Flows yields the flows that the chain's stages keep. Only from Worker.Call.
+func (c *Chain) Flows(yield func(FlowInfo)) {
+	for _, l := range c.listers {
+		l.Flows(yield)
+	}
+}

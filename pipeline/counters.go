@@ -91,6 +91,32 @@ type ChainStats struct {
 	Stages  []StageStats `json:"stages"`
 }
 
+// Add adds the figures of another instance of the same chain.
+func (c *ChainStats) Add(o ChainStats) {
+	c.Name = o.Name
+	c.Packets += o.Packets
+	c.Bytes += o.Bytes
+	if c.Stages == nil {
+		c.Stages = make([]StageStats, len(o.Stages))
+	}
+	for i, s := range o.Stages {
+		t := &c.Stages[i]
+		t.Kind = s.Kind
+		t.Packets += s.Packets
+		t.Bytes += s.Bytes
+		t.Continued += s.Continued
+		t.Dropped += s.Dropped
+		t.Forwarded += s.Forwarded
+		t.Consumed += s.Consumed
+		if t.Counters == nil {
+			t.Counters = make(map[string]uint64)
+		}
+		for name, n := range s.Counters {
+			t.Counters[name] += n
+		}
+	}
+}
+
 // Totals account for every packet: Packets = Forwarded + Consumed + the sum of
 // Dropped. Emitted packets are the stages' own; of those, EmitLost did not find
 // room in a transmit ring.

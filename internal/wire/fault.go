@@ -26,7 +26,7 @@ const (
 	FaultIPv4BadHeaderLength   // IHL below 5 (RFC 1122 3.2.1)
 	FaultIPv4BadTotalLength    // total length below the header length; 0 is what BIG TCP and TSO captures show
 	FaultIPv6BadVersion        // the EtherType says IPv6, the version field does not
-	FaultIPv6Jumbogram         // payload length 0 with hop-by-hop options (RFC 2675): no frame here can hold one
+	FaultIPv6Jumbogram         // payload length 0 with hop-by-hop options (RFC 2675), or with more than 65535 bytes (BIG TCP)
 	FaultIPv6HopByHopNotFirst  // hop-by-hop options elsewhere than right after the fixed header (RFC 8200 4.1)
 	FaultIPv6RoutingType0      // a type 0 routing header with segments left (RFC 5095)
 	FaultIPv6RepeatedFragment  // more than one fragment header

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"encoding/binary"
+	"math/bits"
 	"net/netip"
 	"strconv"
 )
@@ -18,47 +19,61 @@ type Flow struct {
 	V6               bool
 }
 
-// v4Mapped is the prefix of a v4-mapped address.
-var v4Mapped = [12]byte{10: 0xff, 11: 0xff}
-
-const vlanIDMask = 0x0fff
+const (
+	v4MappedWord = 0xffff_0000_0000 // the second half of a v4-mapped address, without the IPv4 address
+	vlanIDMask   = 0x0fff
+)
 
 // Flow returns the flow of the frame h was parsed from; ok is false where there is no transport header (h.HasL4).
 func (h *Headers) Flow(frame []byte) (f Flow, ok bool) {
+	ok = h.ReadFlow(frame, &f)
+	return f, ok
+}
+
+// ReadFlow is Flow into the caller's memory, which spares copying it. *f is left alone where there is no flow.
+func (h *Headers) ReadFlow(frame []byte, f *Flow) bool {
 	if !h.HasL4 {
-		return Flow{}, false
+		return false
+	}
+	// Addresses are written in words of 8 bytes, the size in which Hash and comparisons read them back: the processor
+	// forwards a store to a load of the same size only.
+	if h.IPVersion == 4 {
+		ip := frame[h.L3 : h.L3+IPv4Len]
+		binary.BigEndian.PutUint64(f.Src[:8], 0)
+		binary.BigEndian.PutUint64(f.Src[8:], v4MappedWord|uint64(binary.BigEndian.Uint32(ip[12:])))
+		binary.BigEndian.PutUint64(f.Dst[:8], 0)
+		binary.BigEndian.PutUint64(f.Dst[8:], v4MappedWord|uint64(binary.BigEndian.Uint32(ip[16:])))
+		f.V6 = false
+	} else {
+		ip := frame[h.L3 : h.L3+IPv6Len]
+		binary.LittleEndian.PutUint64(f.Src[:8], binary.LittleEndian.Uint64(ip[8:]))
+		binary.LittleEndian.PutUint64(f.Src[8:], binary.LittleEndian.Uint64(ip[16:]))
+		binary.LittleEndian.PutUint64(f.Dst[:8], binary.LittleEndian.Uint64(ip[24:]))
+		binary.LittleEndian.PutUint64(f.Dst[8:], binary.LittleEndian.Uint64(ip[32:]))
+		f.V6 = true
 	}
 	f.Proto = h.Proto
 	f.VLAN[0], f.VLAN[1] = h.VLAN[0]&vlanIDMask, h.VLAN[1]&vlanIDMask
-	if h.IPVersion == 4 {
-		ip := frame[h.L3 : h.L3+IPv4Len]
-		copy(f.Src[:12], v4Mapped[:])
-		copy(f.Dst[:12], v4Mapped[:])
-		copy(f.Src[12:], ip[12:16])
-		copy(f.Dst[12:], ip[16:20])
-	} else {
-		ip := frame[h.L3 : h.L3+IPv6Len]
-		f.V6 = true
-		copy(f.Src[:], ip[8:24])
-		copy(f.Dst[:], ip[24:40])
-	}
 	l4 := frame[h.L4 : h.L4+8]
-	switch h.Proto {
-	case ProtoTCP, ProtoUDP:
+	switch {
+	case h.Proto == ProtoTCP || h.Proto == ProtoUDP:
 		f.SrcPort = binary.BigEndian.Uint16(l4)
 		f.DstPort = binary.BigEndian.Uint16(l4[2:])
-	case ProtoICMP:
-		if l4[0] == ICMPEchoRequest || l4[0] == ICMPEchoReply {
-			f.SrcPort = binary.BigEndian.Uint16(l4[4:])
-			f.DstPort = f.SrcPort
-		}
-	case ProtoICMPv6:
-		if l4[0] == ICMPv6EchoRequest || l4[0] == ICMPv6EchoReply {
-			f.SrcPort = binary.BigEndian.Uint16(l4[4:])
-			f.DstPort = f.SrcPort
-		}
+	case isEcho(h.Proto, l4[0]):
+		f.SrcPort = binary.BigEndian.Uint16(l4[4:])
+		f.DstPort = f.SrcPort
+	default:
+		f.SrcPort, f.DstPort = 0, 0
 	}
-	return f, true
+	return true
+}
+
+// isEcho reports whether an ICMP or ICMPv6 type is an echo request or reply.
+func isEcho(proto, icmpType uint8) bool {
+	if proto == ProtoICMP {
+		return icmpType == ICMPEchoRequest || icmpType == ICMPEchoReply
+	}
+	return icmpType == ICMPv6EchoRequest || icmpType == ICMPv6EchoReply
 }
 
 // QuotedHeaders fills q with the headers of the packet quoted in an ICMP or ICMPv6 error; q's offsets count from the
@@ -122,10 +137,17 @@ func (f Flow) Reverse() Flow {
 // Canonical returns the one of f and f.Reverse() that has the lower address and port first, and whether that is the
 // reverse of f. Both directions have the same canonical flow, so that one table entry serves both.
 func (f Flow) Canonical() (c Flow, reversed bool) {
+	reversed = f.canonicalize()
+	return f, reversed
+}
+
+// canonicalize is Canonical in place: Canonical can then be inlined, which saves copies.
+func (f *Flow) canonicalize() (reversed bool) {
 	if f.srcAfterDst() {
-		return f.Reverse(), true
+		*f = f.Reverse()
+		return true
 	}
-	return f, false
+	return false
 }
 
 func (f *Flow) srcAfterDst() bool {
@@ -150,17 +172,13 @@ func (f *Flow) srcAfterDst() bool {
 // The VLAN ids are left out, so that a flow whose tags are rewritten on the way keeps its worker. It has no secret:
 // whoever chooses addresses chooses the hash. Use it for spreading, not as the hash of a table.
 func (f Flow) Hash() uint32 {
-	w := binary.BigEndian.Uint64(f.Src[:8]) ^ binary.BigEndian.Uint64(f.Src[8:]) ^
-		binary.BigEndian.Uint64(f.Dst[:8]) ^ binary.BigEndian.Uint64(f.Dst[8:])
-	x := uint32(w>>32) ^ uint32(w)
-	x ^= uint32(f.SrcPort ^ f.DstPort)
-	x ^= uint32(f.Proto) << 16
-	x ^= x >> 16
-	x *= 0x85ebca6b
-	x ^= x >> 13
-	x *= 0xc2b2ae35
-	x ^= x >> 16
-	return x
+	// XOR does not care about byte order: swap once, at the end. (Written so that it stays within the inliner's budget.)
+	w := binary.LittleEndian.Uint64(f.Src[:]) ^ binary.LittleEndian.Uint64(f.Src[8:]) ^
+		binary.LittleEndian.Uint64(f.Dst[:]) ^ binary.LittleEndian.Uint64(f.Dst[8:])
+	x := bits.ReverseBytes32(uint32(w>>32)^uint32(w)) ^ uint32(f.SrcPort^f.DstPort) ^ uint32(f.Proto)<<16
+	x = (x ^ x>>16) * 0x85ebca6b
+	x = (x ^ x>>13) * 0xc2b2ae35
+	return x ^ x>>16
 }
 
 // SrcAddr returns the source address and port; an IPv4 address is 4 bytes long.

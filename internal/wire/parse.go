@@ -82,7 +82,7 @@ func (h *Headers) parse6(frame []byte, off, end int, ext extent) Fault {
 	h.L4 = int32(off + IPv6Len)
 	h.Payload = h.L4
 	length := int(binary.BigEndian.Uint16(p[4:]))
-	if length == 0 && p[6] == ProtoHopByHop {
+	if length == 0 && (p[6] == ProtoHopByHop || len(p) > IPv6Len+65535) {
 		return h.fail(FaultIPv6Jumbogram)
 	}
 	if IPv6Len+length <= len(p) {

@@ -197,9 +197,7 @@ func summarizeICMP(b *strings.Builder, frame []byte, h *Headers) {
 		b.WriteString("ICMP6 ")
 	}
 	length := len(m)
-	isEcho := h.Proto == ProtoICMP && (m.Type() == ICMPEchoRequest || m.Type() == ICMPEchoReply) ||
-		h.Proto == ProtoICMPv6 && (m.Type() == ICMPv6EchoRequest || m.Type() == ICMPv6EchoReply)
-	if isEcho {
+	if isEcho(h.Proto, m.Type()) {
 		kind := "request"
 		if m.Type() == ICMPEchoReply || m.Type() == ICMPv6EchoReply {
 			kind = "reply"

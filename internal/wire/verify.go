@@ -19,16 +19,20 @@ func VerifyL4(frame []byte, h *Headers) bool {
 	case ProtoICMP:
 		return Checksum(seg, 0) == 0
 	case ProtoUDP:
-		u := UDP(seg)
+		u, ok := datagram(seg)
+		if !ok {
+			return false
+		}
 		if u.Checksum() == 0 {
 			return h.IPVersion == 4
 		}
-		seg = seg[:u.Len()]
+		seg = u
 	}
 	return Checksum(seg, h.pseudoHeader(frame, len(seg))) == 0
 }
 
-// FillL4 computes the TCP, UDP or ICMP checksum and stores it; false where VerifyL4 has nothing to verify.
+// FillL4 computes the TCP, UDP or ICMP checksum and stores it; false where VerifyL4 has nothing to verify, and for a UDP
+// length that does not fit the packet.
 func FillL4(frame []byte, h *Headers) bool {
 	if !h.HasL4 || h.Frag != FragNone {
 		return false
@@ -42,14 +46,26 @@ func FillL4(frame []byte, h *Headers) bool {
 		ICMP(seg).SetChecksum(0)
 		ICMP(seg).SetChecksum(Checksum(seg, h.pseudoHeader(frame, len(seg))))
 	case ProtoUDP:
-		seg = seg[:UDP(seg).Len()]
-		UDP(seg).SetChecksum(0)
-		UDP(seg).SetChecksum(UDPChecksum(Checksum(seg, h.pseudoHeader(frame, len(seg)))))
+		u, ok := datagram(seg)
+		if !ok {
+			return false
+		}
+		u.SetChecksum(0)
+		u.SetChecksum(UDPChecksum(Checksum(u, h.pseudoHeader(frame, len(u)))))
 	case ProtoTCP:
 		TCP(seg).SetChecksum(0)
 		TCP(seg).SetChecksum(Checksum(seg, h.pseudoHeader(frame, len(seg))))
 	}
 	return true
+}
+
+// datagram returns what the UDP length covers. Parse checked it, but somebody may have written to it since.
+func datagram(seg []byte) (u UDP, ok bool) {
+	n := UDP(seg).Len()
+	if n < UDPLen || n > len(seg) {
+		return nil, false
+	}
+	return UDP(seg[:n]), true
 }
 
 func (h *Headers) pseudoHeader(frame []byte, length int) uint32 {

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#ifndef PENSTOCK_MAPS_H
+#define PENSTOCK_MAPS_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "reasons.h"
+#include "types.h"
+
+/* All maps are shared by the programs of all ports. Go sets max_entries before load; the numbers here are the largest
+ * or a default. */
+
+/* Flows that belong to a chain, one entry a direction, both or none. XDP writes and counts, Go reads and deletes (Expire).
+ * Missing: the packet begins a flow (rules decide) or is midstream. Preallocated: an insert does not allocate, and a full
+ * map is E2BIG, not memory pressure. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+	__uint(max_entries, 2 * 131072);
+} flows SEC(".maps");
+
+/* What was decided on the first fragment of a datagram. XDP writes and reads. Missing: default action. LRU, since nothing
+ * tells when a datagram is complete. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+	__uint(max_entries, 16384);
+} fragments SEC(".maps");
+
+/* Two banks of MAX_RULES rules: Go writes the idle one and then switches rules_active, so that no packet sees half of an
+ * old and half of a new list. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct rule);
+	__uint(max_entries, 2 * MAX_RULES);
+	__uint(map_flags, BPF_F_RDONLY_PROG);
+} rules SEC(".maps");
+
+/* One number: bank << 32 | rules in it. Go writes, XDP reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_RDONLY_PROG);
+} rules_active SEC(".maps");
+
+/* AF_XDP sockets at port * MAX_QUEUES + queue. Go writes; the kernel removes a socket that closes. Missing: on_exit decides. */
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, MAX_PORTS * MAX_QUEUES);
+} sockets SEC(".maps");
+
+/* Interface of the peer port, by port index. Go writes; the kernel removes an interface that goes. Missing: dropped as no_peer. */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, MAX_PORTS);
+} peers SEC(".maps");
+
+/* Packets and bytes at (port * REASON_COUNT + reason) * VERDICT_COUNT + verdict. XDP writes, Go sums over the CPUs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct counter);
+	__uint(max_entries, MAX_PORTS *REASON_COUNT *VERDICT_COUNT);
+} counters SEC(".maps");
+
+#endif

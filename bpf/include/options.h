@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#ifndef PENSTOCK_OPTIONS_H
+#define PENSTOCK_OPTIONS_H
+
+#include "types.h"
+
+/* Constants of a loaded program: Go sets them before load and the verifier removes the branches that cannot be taken. */
+
+const volatile __u32 port_id = 0;
+const volatile enum default_action default_action = DEFAULT_BRIDGE;
+const volatile enum midstream midstream = MIDSTREAM_BYPASS;
+const volatile enum on_exit on_exit = ON_EXIT_OPEN;
+const volatile enum malformed malformed = MALFORMED_BYPASS;
+
+#endif

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#ifndef PENSTOCK_REASONS_H
+#define PENSTOCK_REASONS_H
+
+/* Every packet leaves the program with exactly one of these reasons. The names reach Go through the
+ * object's BTF (the enum below), in lower case: REASON_FLOW_KNOWN is "flow_known" in metrics. Add at
+ * the end of a group, regenerate, and add the row to README.md; a test compares the two. */
+#define STEER_REASONS(X)                                                                                                                   \
+	/* to the flow's chain, if the verdict is socket */                                                                                \
+	X(FLOW_KNOWN)      /* the flow is in the flows map */                                                                              \
+	X(FLOW_NEW)        /* a rule sent a new flow to a chain; both entries were written */                                              \
+	X(FRAGMENT_KNOWN)  /* a later fragment, treated as its first fragment was */                                                       \
+	X(ICMP_ERROR)      /* an ICMP error that quotes a packet of a known flow */                                                        \
+	X(NO_METADATA)     /* went to the socket without metadata: the driver has no room for it */                                        \
+	/* default action */                                                                                                               \
+	X(NOT_IP)          /* ARP, LLDP, STP, MPLS, ...: neither IPv4 nor IPv6 */                                                          \
+	X(VLAN_DEPTH)      /* more than two VLAN tags */                                                                                   \
+	X(NO_RULE)         /* a new flow that no rule matches */                                                                           \
+	X(NO_SOCKET_OPEN)  /* wanted by a chain, but nobody listens on the queue; on_exit = open */                                        \
+	X(FLOW_TABLE_FULL) /* wanted by a chain, but the flows map has no room for both entries */                                         \
+	X(FRAGMENT_UNKNOWN)   /* a later fragment whose first fragment was not seen */                                                     \
+	X(ICMP_ERROR_UNKNOWN) /* an ICMP error about a flow that is not ours */                                                            \
+	X(ICMP_NEIGHBOR)      /* ICMPv6 neighbour discovery and MLD: what ARP is to IPv4 */                                                \
+	/* a rule or an option decides between default action, socket and drop */                                                          \
+	X(RULE_BYPASS)     /* a rule says bypass */                                                                                        \
+	X(RULE_DROP)       /* a rule says drop */                                                                                          \
+	X(MIDSTREAM)       /* a TCP segment of a flow nobody saw begin; midstream = bypass or drop */                                      \
+	/* drop */                                                                                                                         \
+	X(NO_SOCKET_CLOSED) /* wanted by a chain, but nobody listens on the queue; on_exit = closed */                                     \
+	X(NO_PEER)          /* bridge mode, but the peer port is gone */                                                                   \
+	/* malformed: default action, or drop with malformed = drop */                                                                     \
+	X(TRUNCATED)        /* a header does not fit into the frame or into its IP packet */                                               \
+	X(IP_VERSION)       /* the version nibble contradicts the ethertype */                                                             \
+	X(IP_HEADER_LENGTH) /* IPv4 header length below 20 bytes */                                                                        \
+	X(IP_LENGTH)        /* IP length beyond the frame, below its header, or a fragment that ends beyond 64 KiB */                      \
+	X(IP6_EXTENSIONS)   /* too many IPv6 extension headers, or two fragment headers */                                                 \
+	X(TINY_FRAGMENT)    /* a fragment cut so that the transport header is split (RFC 1858, RFC 7112) */                                \
+	X(TCP_OFFSET)       /* TCP data offset below 20 bytes or beyond the segment */                                                     \
+	X(UDP_LENGTH)       /* UDP length below 8 bytes or beyond the IP packet */
+
+enum reason {
+#define X(name) REASON_##name,
+	STEER_REASONS(X)
+#undef X
+	REASON_COUNT,
+};
+
+#endif

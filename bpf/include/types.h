@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#ifndef PENSTOCK_TYPES_H
+#define PENSTOCK_TYPES_H
+
+#include <linux/types.h>
+
+/* What the program and Go share: fixed widths, padding written out, sizes asserted. The Go side is
+ * generated from the object's BTF (gen.go), so there is no second declaration to keep in step. */
+
+enum limit {
+	MAX_PORTS = 32,
+	MAX_QUEUES = 256, /* per port; the socket of (port, queue) is at port * MAX_QUEUES + queue */
+	MAX_RULES = 256,  /* flattened; the rules map holds two banks of these */
+	MAX_VLANS = 2,
+	MAX_IP6_EXTENSIONS = 8,
+};
+
+/* Where a packet went. A counter has a reason and a verdict, since options decide the verdict of some reasons. */
+enum verdict {
+	VERDICT_PASS,   /* to this host's kernel */
+	VERDICT_PEER,   /* out of the peer port */
+	VERDICT_SOCKET, /* to the AF_XDP socket of this port and queue */
+	VERDICT_DROP,
+	VERDICT_COUNT,
+};
+
+/* What a rule asks for, and what the fragments map remembers. */
+enum action {
+	ACTION_CHAIN,
+	ACTION_BYPASS,
+	ACTION_DROP,
+};
+
+/* Options (const volatile, set before load). */
+enum default_action {
+	DEFAULT_BRIDGE,
+	DEFAULT_PASS,
+};
+
+enum midstream {
+	MIDSTREAM_BYPASS,
+	MIDSTREAM_INSPECT,
+	MIDSTREAM_DROP,
+};
+
+enum on_exit {
+	ON_EXIT_OPEN,
+	ON_EXIT_CLOSED,
+};
+
+enum malformed {
+	MALFORMED_BYPASS,
+	MALFORMED_DROP,
+};
+
+/* One direction of a flow, as it stands in the packet: addresses and ports in network byte order, an IPv4 address in
+ * the first word and zeros behind it. ICMP echo has its identifier as both ports; protocols without ports have zeros.
+ * vlan holds VLAN identifiers in host byte order, outermost first; a priority tag (identifier 0) is the same as no tag,
+ * since it names the same network. */
+struct flow_key {
+	__be32 src[4];
+	__be32 dst[4];
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 family; /* 4 or 6 */
+	__u16 pad;
+	__u16 vlan[MAX_VLANS];
+};
+_Static_assert(sizeof(struct flow_key) == 44, "flow_key has no hidden padding");
+
+enum { NO_PORT = 0xffff };
+
+/* Written by XDP when a rule sends a flow to a chain; counters by XDP; deleted by Go. reserved is for actions to come
+ * (forwarding in XDP with a rewrite), so that the map keeps its shape. */
+struct flow {
+	__u64 start;     /* ns, CLOCK_MONOTONIC (coarse): when the flow began; equal in both directions */
+	__u64 last_seen; /* ns, CLOCK_MONOTONIC (coarse): last packet of this direction; start if there was none */
+	__u64 packets;
+	__u64 bytes;     /* frame lengths */
+	__u32 hash;      /* flow_hash: equal in both directions */
+	__u32 tcp_flags; /* OR of all flag bytes of this direction since the flow began */
+	__u16 chain;
+	__u16 in_port;   /* port this direction last arrived at, NO_PORT before its first packet */
+	__u8 action;     /* ACTION_CHAIN */
+	__u8 reply;      /* 1: the direction that did not begin the flow */
+	__u8 pad[2];
+	__u64 reserved[2];
+};
+_Static_assert(sizeof(struct flow) == 64, "flow has no hidden padding");
+
+/* A fragmented datagram: RFC 791 adds the protocol for IPv4; RFC 8200 does not for IPv6 (there proto is 0). */
+struct fragment_key {
+	__be32 src[4];
+	__be32 dst[4];
+	__be32 id;
+	__u8 proto;
+	__u8 family;
+	__u16 pad;
+	__u16 vlan[MAX_VLANS];
+};
+_Static_assert(sizeof(struct fragment_key) == 44, "fragment_key has no hidden padding");
+
+struct fragment {
+	__u64 seen; /* ns; an entry older than FRAGMENT_LIFETIME_NS does not count */
+	__u32 hash;
+	__u16 chain;
+	__u8 action; /* enum action */
+	__u8 pad;
+};
+_Static_assert(sizeof(struct fragment) == 16, "fragment has no hidden padding");
+
+/* One flattened rule. Written by Go, read by XDP in order, first match wins. Each field stands beside the mask that says
+ * which of its bits count, so that XDP compares without branches: a rule costs the verifier little. */
+struct rule {
+	__be32 src[4];
+	__be32 src_mask[4];
+	__be32 dst[4];
+	__be32 dst_mask[4];
+	__u16 from; /* port index */
+	__u16 from_mask;
+	__u8 proto;
+	__u8 proto_mask;
+	__u8 family; /* 4 or 6 */
+	__u8 family_mask;
+	__u16 sport_lo; /* ports in host byte order, both ends included */
+	__u16 sport_hi;
+	__u16 dport_lo;
+	__u16 dport_hi;
+	__u16 chain; /* for ACTION_CHAIN */
+	__u8 action; /* enum action */
+	__u8 ports;  /* 1: the port ranges count, and only TCP and UDP can match; 0: they do not */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct rule) == 88, "rule has no hidden padding");
+
+struct counter {
+	__u64 packets;
+	__u64 bytes;
+};
+_Static_assert(sizeof(struct counter) == 16, "counter has no hidden padding");
+
+/* The 8 bytes in front of a frame that goes to a socket, in host byte order. User space must clear the magic before it
+ * gives the frame back to the fill ring: a frame that arrives without metadata shows what stood there before. */
+struct steer_meta {
+	__u16 magic;
+	__u16 chain;
+	__u32 hash;
+};
+_Static_assert(sizeof(struct steer_meta) == 8, "steer_meta is eight bytes");
+
+enum magic { META_MAGIC = 0x5053 };
+
+#endif

@@ -1,0 +1,172 @@
+package bpf
+
+import (
+	"bytes"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"penstock/internal/lab"
+	"penstock/internal/lab/labtest"
+)
+
+// rig is a loaded program that is attached to nothing: packets are put through it by BPF_PROG_TEST_RUN, which runs it for real, maps
+// and all, and stops at the action it returns.
+type rig struct {
+	*Steerer
+	t testing.TB
+}
+
+// outcome is what became of one packet.
+type outcome struct {
+	verdict Verdict
+	reason  Reason
+	meta    bool // metadata was put before the packet
+	chain   uint16
+	hash    uint32
+	data    []byte
+}
+
+// fate is the part of an outcome that tables compare.
+type fate struct {
+	verdict Verdict
+	reason  string
+}
+
+func (o outcome) fate() fate { return fate{o.verdict, o.reason.String()} }
+
+// twoPorts makes a namespace with two interfaces to be ports "lan" and "wan" (a veth pair: to itself, but nothing is sent).
+func twoPorts(t testing.TB) (*lab.NS, []Port) {
+	t.Helper()
+	l := labtest.NewForTest(t)
+	ns, err := l.NS("steer")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Veth(lab.End{NS: ns, Name: "eth1", NoIPv6: true}, lab.End{NS: ns, Name: "eth2", NoIPv6: true}, lab.VethOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	ports := []Port{{Name: "lan"}, {Name: "wan"}}
+	for i, name := range []string{"eth1", "eth2"} {
+		if ports[i].Ifindex, err = ns.LinkIndex(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return ns, ports
+}
+
+// newRig loads a program for two ports, each with a socket on queue 0; change edits the options first.
+func newRig(t testing.TB, change func(*Options)) *rig {
+	t.Helper()
+	ns, ports := twoPorts(t)
+	o := Options{Name: "rig", Ports: ports, MaxFlows: 1024}
+	if change != nil {
+		change(&o)
+	}
+	r := &rig{t: t}
+	err := ns.Do(func() (err error) {
+		r.Steerer, err = Load(o)
+		return err
+	})
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	t.Cleanup(func() { r.Close() })
+	for port := range ports {
+		r.listen(port)
+	}
+	return r
+}
+
+// listen puts a socket, bound to nothing, on queue 0 of a port.
+func (r *rig) listen(port int) {
+	r.t.Helper()
+	fd, err := unix.Socket(unix.AF_XDP, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { unix.Close(fd) })
+	if err := r.SetSocket(port, 0, fd); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// run puts a packet through a port's program. It fails the test if not exactly one counter has moved, by one packet of the right
+// length, if the action is not the verdict's, or if a byte of the packet was changed.
+func (r *rig) run(port int, packet []byte) outcome {
+	r.t.Helper()
+	before := r.counts()
+	action, out := r.raw(port, packet)
+	o := outcome{data: out}
+	moved := 0
+	for k, c := range r.counts() {
+		b := before[k]
+		if c == b {
+			continue
+		}
+		moved++
+		o.verdict, o.reason = c.Verdict, c.Reason
+		if c.Port != port || c.Packets != b.Packets+1 || c.Bytes != b.Bytes+uint64(len(packet)) {
+			r.t.Fatalf("counter went from %+v to %+v for one packet of %d bytes on port %d", b, c, len(packet), port)
+		}
+	}
+	if moved != 1 {
+		r.t.Fatalf("%d counters moved for one packet, want 1", moved)
+	}
+	want := map[Verdict]uint32{VerdictPass: 2, VerdictPeer: 4, VerdictSocket: 4, VerdictDrop: 1}[o.verdict]
+	if action != want {
+		r.t.Fatalf("XDP action %d for verdict %s (%s), want %d", action, o.verdict, o.reason, want)
+	}
+	if len(out) == len(packet)+MetaSize {
+		o.chain, o.hash, o.meta = ReadMeta(out)
+		o.data = out[MetaSize:]
+	}
+	if !bytes.Equal(o.data, packet) {
+		r.t.Fatalf("the packet was changed from\n%x to\n%x", packet, o.data)
+	}
+	if o.meta != (o.verdict == VerdictSocket && o.reason.String() != "no_metadata") {
+		r.t.Fatalf("verdict %s (%s): metadata is %t", o.verdict, o.reason, o.meta)
+	}
+	return o
+}
+
+// raw runs a port's program once and returns its action and the packet, with the metadata before it.
+func (r *rig) raw(port int, packet []byte) (action uint32, out []byte) {
+	r.t.Helper()
+	opts := &ebpf.RunOptions{Data: packet, DataOut: make([]byte, len(packet)+256)}
+	action, err := r.ports[port].prog.Run(opts)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return action, opts.DataOut
+}
+
+type counterKey struct {
+	port    int
+	reason  Reason
+	verdict Verdict
+}
+
+func (r *rig) counts() map[counterKey]Counter {
+	r.t.Helper()
+	list, err := r.Counters()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	m := make(map[counterKey]Counter, len(list))
+	for _, c := range list {
+		m[counterKey{c.Port, c.Reason, c.Verdict}] = c
+	}
+	return m
+}
+
+// entries returns the flow table.
+func (r *rig) entries() map[FlowKey]FlowEntry {
+	r.t.Helper()
+	m := map[FlowKey]FlowEntry{}
+	if err := r.Flows(func(e FlowEntry) bool { m[e.FlowKey] = e; return true }); err != nil {
+		r.t.Fatal(err)
+	}
+	return m
+}

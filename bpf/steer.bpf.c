@@ -1,0 +1,162 @@
+//go:build ignore
+
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+ *
+ * Penstock's XDP program: parse, find the flow, or let the rules decide on a new one, then to the AF_XDP socket of this queue,
+ * to the peer port, to the kernel, or nowhere. README.md has the maps, reasons and options. */
+
+#include "include/parse.h"
+#include "include/maps.h"
+#include "include/options.h"
+#include "include/exit.h"
+#include "include/flow.h"
+#include "include/rules.h"
+
+static __always_inline __u32 socket_index(struct xdp_md *ctx)
+{
+	return port_id * MAX_QUEUES + ctx->rx_queue_index;
+}
+
+static __always_inline bool has_socket(struct xdp_md *ctx)
+{
+	__u32 i = socket_index(ctx);
+
+	return ctx->rx_queue_index < MAX_QUEUES && bpf_map_lookup_elem(&sockets, &i);
+}
+
+static __always_inline int no_socket(struct xdp_md *ctx)
+{
+	if (on_exit == ON_EXIT_CLOSED)
+		return steer_exit(ctx, VERDICT_DROP, REASON_NO_SOCKET_CLOSED);
+	return steer_default(ctx, REASON_NO_SOCKET_OPEN);
+}
+
+/* Metadata of exactly eight bytes, whatever a driver left there before, so that they end where the frame begins. */
+static __always_inline bool put_metadata(struct xdp_md *ctx, __u16 chain, __u32 hash)
+{
+	struct steer_meta *m;
+	long there = (void *)(long)ctx->data - (void *)(long)ctx->data_meta;
+
+	if (bpf_xdp_adjust_meta(ctx, there - (long)sizeof(*m)))
+		return false;
+	m = (void *)(long)ctx->data_meta;
+	if ((void *)(m + 1) > (void *)(long)ctx->data)
+		return false;
+	m->magic = META_MAGIC;
+	m->chain = chain;
+	m->hash = hash;
+	return true;
+}
+
+/* The socket is looked up first: bpf_redirect_map can fall back to an action, but not to the peer port. */
+static __always_inline int deliver(struct xdp_md *ctx, __u16 chain, __u32 hash, enum reason reason)
+{
+	if (!has_socket(ctx))
+		return no_socket(ctx);
+	if (!put_metadata(ctx, chain, hash))
+		reason = REASON_NO_METADATA;
+	if (bpf_redirect_map(&sockets, socket_index(ctx), XDP_DROP) != XDP_REDIRECT)
+		return no_socket(ctx);
+	return steer_exit(ctx, VERDICT_SOCKET, reason);
+}
+
+static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, __u64 now)
+{
+	__u32 hash = flow_hash(&p->key);
+	enum action action;
+	__u16 chain;
+	int rule;
+
+	if (p->key.proto == PROTO_TCP && !is_pure_syn(p)) {
+		if (midstream == MIDSTREAM_DROP) {
+			fragment_note(p, ACTION_DROP, 0, 0);
+			return steer_exit(ctx, VERDICT_DROP, REASON_MIDSTREAM);
+		}
+		if (midstream == MIDSTREAM_BYPASS) {
+			fragment_note(p, ACTION_BYPASS, 0, 0);
+			return steer_default(ctx, REASON_MIDSTREAM);
+		}
+	}
+	rule = rule_find(p);
+	action = rule == NO_MATCH ? ACTION_BYPASS : rule >> 16;
+	if (action == ACTION_BYPASS) {
+		fragment_note(p, ACTION_BYPASS, 0, 0);
+		return steer_default(ctx, rule == NO_MATCH ? REASON_NO_RULE : REASON_RULE_BYPASS);
+	}
+	if (action == ACTION_DROP) {
+		fragment_note(p, ACTION_DROP, 0, 0);
+		return steer_exit(ctx, VERDICT_DROP, REASON_RULE_DROP);
+	}
+	/* Nobody listens: remember nothing, or a daemon that comes later would get flows it did not see begin. */
+	if (!has_socket(ctx))
+		return no_socket(ctx);
+	chain = rule;
+	if (!flow_install(p, &chain, hash, frame_len(ctx), now)) {
+		fragment_note(p, ACTION_BYPASS, 0, 0);
+		return steer_default(ctx, REASON_FLOW_TABLE_FULL);
+	}
+	fragment_note(p, ACTION_CHAIN, chain, hash);
+	return deliver(ctx, chain, hash, REASON_FLOW_NEW);
+}
+
+static __always_inline int steer_flow(struct xdp_md *ctx, struct packet *p)
+{
+	struct flow *f = bpf_map_lookup_elem(&flows, &p->key);
+	__u64 now = bpf_ktime_get_coarse_ns();
+
+	if (!f)
+		return steer_new_flow(ctx, p, now);
+	flow_count(p, f, frame_len(ctx), now);
+	fragment_note(p, ACTION_CHAIN, f->chain, f->hash);
+	return deliver(ctx, f->chain, f->hash, REASON_FLOW_KNOWN);
+}
+
+static __always_inline int steer_fragment(struct xdp_md *ctx, struct packet *p)
+{
+	struct fragment_key k;
+	struct fragment *f;
+
+	fragment_key(p, &k);
+	f = bpf_map_lookup_elem(&fragments, &k);
+	if (!f || bpf_ktime_get_coarse_ns() - f->seen > FRAGMENT_LIFETIME_NS)
+		return steer_default(ctx, REASON_FRAGMENT_UNKNOWN);
+	switch (f->action) {
+	case ACTION_CHAIN:
+		return deliver(ctx, f->chain, f->hash, REASON_FRAGMENT_KNOWN);
+	case ACTION_DROP:
+		return steer_exit(ctx, VERDICT_DROP, REASON_FRAGMENT_KNOWN);
+	default:
+		return steer_default(ctx, REASON_FRAGMENT_KNOWN);
+	}
+}
+
+/* Not counted in the flow: an error, which anybody can send, must not keep a flow alive. */
+static __always_inline int steer_icmp_error(struct xdp_md *ctx, struct packet *p)
+{
+	struct flow *f = bpf_map_lookup_elem(&flows, &p->key);
+
+	if (!f)
+		return steer_default(ctx, REASON_ICMP_ERROR_UNKNOWN);
+	return deliver(ctx, f->chain, f->hash, REASON_ICMP_ERROR);
+}
+
+SEC("xdp")
+int steer(struct xdp_md *ctx)
+{
+	struct packet p = {};
+
+	switch (parse(ctx, &p)) {
+	case PARSED_FLOW:
+		return steer_flow(ctx, &p);
+	case PARSED_FRAGMENT:
+		return steer_fragment(ctx, &p);
+	case PARSED_ERROR:
+		return steer_icmp_error(ctx, &p);
+	case PARSED_BAD:
+		return steer_malformed(ctx, p.reason);
+	default:
+		return steer_default(ctx, p.reason);
+	}
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,334 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+)
+
+// Limits of the program (bpf/include/types.h).
+const (
+	MaxPorts  = 32
+	MaxQueues = 256 // per port
+	MaxRules  = 256 // after flattening, see CompileRules
+)
+
+// DefaultMaxFlows is the size of the flow table unless Options say otherwise.
+const DefaultMaxFlows = 131072
+
+// Port is an interface that the program is attached to.
+type Port struct {
+	Name    string // as in the configuration: used in errors and in the names of pins
+	Ifindex int    // in the network namespace of the thread that calls Attach
+	Mode    Mode
+}
+
+// Default says what happens to packets that no chain wants.
+type Default int
+
+const (
+	DefaultBridge Default = iota // to the peer port: ports 0 and 1 are peers, 2 and 3, and so on
+	DefaultPass                  // to this host's kernel
+)
+
+// Midstream says what happens to a TCP segment of a flow that nobody saw begin.
+type Midstream int
+
+const (
+	MidstreamBypass  Midstream = iota // default action
+	MidstreamInspect                  // the rules decide, as if it began the flow
+	MidstreamDrop
+)
+
+// OnExit says what happens to a chain's packets while nobody listens on their queue.
+type OnExit int
+
+const (
+	OnExitOpen   OnExit = iota // default action
+	OnExitClosed               // drop
+)
+
+// Malformed says what happens to packets that cannot be parsed.
+type Malformed int
+
+const (
+	MalformedBypass Malformed = iota // default action: what is not understood is not touched
+	MalformedDrop
+)
+
+// Options describe a Steerer. Name and Ports are required; the zero value of the rest is the default.
+type Options struct {
+	Name      string // of the instance: letters, digits, '-' and '_'; names its pins
+	Ports     []Port // DefaultBridge: an even number
+	Rules     []Rule
+	Default   Default
+	Midstream Midstream
+	OnExit    OnExit
+	Malformed Malformed
+
+	// MaxFlows is how many flows can be steered to chains at once; 0 is DefaultMaxFlows. The memory, about 320 bytes a flow (two
+	// entries), is taken at load.
+	MaxFlows uint32
+
+	// PinRoot is a folder on a bpffs (EnsureBPFFS) below which maps and links are pinned, so that the wire stays connected
+	// when this process dies. "": nothing is pinned.
+	PinRoot string
+}
+
+// Steerer is the loaded program, one copy a port, with its maps. Methods may be called from any goroutine.
+type Steerer struct {
+	opts Options
+
+	mu       sync.Mutex // attachments, rules and closing
+	ports    []attachment
+	rules    *ebpf.Map
+	active   *ebpf.Map
+	bank     uint64
+	closed   bool
+	leftover map[int]string // links of a dead instance of this name, by interface index
+
+	flows    *ebpf.Map
+	frags    *ebpf.Map
+	sockets  *ebpf.Map
+	peers    *ebpf.Map
+	counters *ebpf.Map
+}
+
+// Load checks o and loads one program for each port; nothing is attached yet, and no packet touched. Leftovers of a dead
+// instance with the same name stay in effect until Attach takes them over, port by port; its links on interfaces
+// that are no ports any more are removed. Load does not check that the instance is dead: the caller holds a lock.
+//
+// Needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or root. An error of the kernel's verifier wraps *ebpf.VerifierError, which
+// prints the whole log under %+v.
+func Load(o Options) (*Steerer, error) {
+	if err := o.check(); err != nil {
+		return nil, fmt.Errorf("load steer program: %w", err)
+	}
+	if o.MaxFlows == 0 {
+		o.MaxFlows = DefaultMaxFlows
+	}
+	s := &Steerer{opts: o, ports: make([]attachment, len(o.Ports))}
+	if err := s.load(); err != nil {
+		s.release()
+		return nil, fmt.Errorf("load steer program: %w", explainLoad(err))
+	}
+	if err := s.SetRules(o.Rules); err != nil {
+		s.release()
+		return nil, fmt.Errorf("load steer program: %w", err)
+	}
+	if o.PinRoot != "" {
+		if err := s.pinMaps(); err != nil {
+			s.release()
+			return nil, fmt.Errorf("load steer program: %w", err)
+		}
+	}
+	return s, nil
+}
+
+func (o *Options) check() error {
+	if !validName(o.Name) {
+		return fmt.Errorf("name %q: want 1 to 64 letters, digits, '-' or '_'", o.Name)
+	}
+	if n := len(o.Ports); n == 0 || n > MaxPorts {
+		return fmt.Errorf("want 1 to %d ports, got %d", MaxPorts, n)
+	} else if o.Default == DefaultBridge && n%2 != 0 {
+		return fmt.Errorf("bridge wants ports in pairs, got %d", n)
+	}
+	names, ifaces := map[string]bool{}, map[int]string{}
+	for _, p := range o.Ports {
+		if p.Ifindex <= 0 {
+			return fmt.Errorf("port %q: want an interface index, got %d", p.Name, p.Ifindex)
+		}
+		if p.Name == "" || names[p.Name] {
+			return fmt.Errorf("port name %q is empty or used twice", p.Name)
+		}
+		if other, dup := ifaces[p.Ifindex]; dup {
+			return fmt.Errorf("ports %q and %q are the same interface %d", other, p.Name, p.Ifindex)
+		}
+		names[p.Name], ifaces[p.Ifindex] = true, p.Name
+	}
+	if o.MaxFlows > 1<<24 {
+		return fmt.Errorf("want at most %d flows, got %d", 1<<24, o.MaxFlows)
+	}
+	_, err := CompileRules(o.Rules, len(o.Ports))
+	return err
+}
+
+func validName(s string) bool {
+	if s == "" || len(s) > 64 {
+		return false
+	}
+	for _, c := range s {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' {
+			return false
+		}
+	}
+	return true
+}
+
+// load makes the maps with the first program and shares them with the others. A program is specialised to its port by
+// constants (port_id and the options): the verifier drops what cannot happen, and no packet pays for finding out where it came in.
+func (s *Steerer) load() error {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return err
+	}
+	n := uint32(len(s.opts.Ports))
+	shared := map[string]*ebpf.Map{}
+	for i := range s.opts.Ports {
+		spec, err := loadSteer()
+		if err != nil {
+			return err
+		}
+		spec.Maps["flows"].MaxEntries = 2 * s.opts.MaxFlows
+		spec.Maps["sockets"].MaxEntries = n * MaxQueues
+		spec.Maps["peers"].MaxEntries = n
+		spec.Maps["counters"].MaxEntries = n * counterSlots
+		for name, v := range map[string]any{
+			"port_id":        uint32(i),
+			"default_action": uint32(s.opts.Default),
+			"midstream":      uint32(s.opts.Midstream),
+			"on_exit":        uint32(s.opts.OnExit),
+			"malformed":      uint32(s.opts.Malformed),
+		} {
+			if err := spec.Variables[name].Set(v); err != nil {
+				return err
+			}
+		}
+		var obj steerObjects
+		if err := spec.LoadAndAssign(&obj, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
+			return err
+		}
+		s.ports[i].prog = obj.Steer
+		if i > 0 {
+			if err := obj.steerMaps.Close(); err != nil {
+				return err
+			}
+			continue
+		}
+		s.flows, s.frags, s.rules, s.active = obj.Flows, obj.Fragments, obj.Rules, obj.RulesActive
+		s.sockets, s.peers, s.counters = obj.Sockets, obj.Peers, obj.Counters
+		for name, m := range s.maps() {
+			shared[name] = m
+		}
+	}
+	if s.opts.Default != DefaultBridge {
+		return nil
+	}
+	for i := range s.opts.Ports {
+		if err := s.peers.Put(uint32(i), uint32(s.opts.Ports[i^1].Ifindex)); err != nil {
+			return fmt.Errorf("set peer of port %q to %s: %w", s.opts.Ports[i].Name, ifaceName(s.opts.Ports[i^1].Ifindex), err)
+		}
+	}
+	return nil
+}
+
+// maps returns the maps by their names in the object; nil ones if loading did not come so far.
+func (s *Steerer) maps() map[string]*ebpf.Map {
+	return map[string]*ebpf.Map{
+		"flows": s.flows, "fragments": s.frags, "rules": s.rules, "rules_active": s.active,
+		"sockets": s.sockets, "peers": s.peers, "counters": s.counters,
+	}
+}
+
+// SetRules replaces the rules: a packet is judged by the old list or by the new one. Flows that belong to a chain stay with it.
+func (s *Steerer) SetRules(rules []Rule) error {
+	flat, err := CompileRules(rules, len(s.opts.Ports))
+	if err != nil {
+		return fmt.Errorf("set rules: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return fmt.Errorf("set rules: %w", os.ErrClosed)
+	}
+	bank := s.bank ^ 1
+	for i := range flat {
+		if err := s.rules.Put(uint32(bank)*MaxRules+uint32(i), &flat[i]); err != nil {
+			return fmt.Errorf("set rules: entry %d: %w", i, err)
+		}
+	}
+	if err := s.active.Put(uint32(0), bank<<32|uint64(len(flat))); err != nil {
+		return fmt.Errorf("set rules: %w", err)
+	}
+	s.bank = bank
+	return nil
+}
+
+// SetSocket sends a chain's packets that arrive on a queue of a port to an AF_XDP socket, which is bound to that queue. The kernel
+// removes the entry when the socket is closed. fd -1 removes it now; removing what is not there is no error.
+func (s *Steerer) SetSocket(port, queue, fd int) error {
+	if port < 0 || port >= len(s.opts.Ports) || queue < 0 || queue >= MaxQueues {
+		return fmt.Errorf("set socket: want port 0 to %d and queue 0 to %d, got port %d, queue %d",
+			len(s.opts.Ports)-1, MaxQueues-1, port, queue)
+	}
+	at := uint32(port*MaxQueues + queue)
+	var err error
+	if fd < 0 {
+		if err = s.sockets.Delete(at); errors.Is(err, ebpf.ErrKeyNotExist) {
+			err = nil
+		}
+	} else {
+		err = s.sockets.Put(at, uint32(fd))
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTSOCK) {
+		err = fmt.Errorf("file descriptor %d is not an AF_XDP socket: %w", fd, err)
+	}
+	if err != nil {
+		return fmt.Errorf("set socket of %s, queue %d: %w", s.portName(port), queue, err)
+	}
+	return nil
+}
+
+func (s *Steerer) portName(port int) string {
+	p := s.opts.Ports[port]
+	return fmt.Sprintf("%s (%s)", p.Name, ifaceName(p.Ifindex))
+}
+
+// ifaceName is the interface's name, or its index if it is gone.
+func ifaceName(ifindex int) string {
+	i, err := net.InterfaceByIndex(ifindex)
+	if err != nil {
+		return fmt.Sprintf("interface %d", ifindex)
+	}
+	return i.Name
+}
+
+// release closes this process's descriptors.
+func (s *Steerer) release() {
+	for i := range s.ports {
+		a := &s.ports[i]
+		if a.link != nil {
+			a.link.Close()
+		}
+		if a.prog != nil {
+			a.prog.Close()
+		}
+		a.link, a.prog = nil, nil
+	}
+	for _, m := range s.maps() {
+		if m != nil {
+			m.Close()
+		}
+	}
+	s.closed = true
+}
+
+// explainLoad says what to do about the errors that have a known cure.
+func explainLoad(err error) error {
+	var v *ebpf.VerifierError
+	switch {
+	case errors.As(err, &v):
+		return fmt.Errorf("the kernel's verifier refuses it (Linux 5.15 or later is needed): %w", err)
+	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
+		return fmt.Errorf("no permission; mend: run as root, or: setcap cap_bpf,cap_perfmon,cap_net_admin,cap_net_raw+ep FILE: %w", err)
+	case errors.Is(err, unix.ENOMEM):
+		return fmt.Errorf("no memory for the maps; mend: a lower MaxFlows: %w", err)
+	}
+	return err
+}

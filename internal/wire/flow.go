@@ -161,21 +161,24 @@ func (f *Flow) srcAfterDst() bool {
 }
 
 // Hash returns a 32-bit hash that is equal for both directions, for spreading flows over workers. It is a fixed
-// function that the XDP program computes too:
+// function; the XDP program computes the same one (bpf/include/flow.h) and puts it before the packets it hands up:
 //
-//	x = XOR of the eight 32-bit words of Src and Dst, each read big-endian (for IPv4, of the two addresses:
+//	a = XOR of the eight 32-bit words of Src and Dst, read as big-endian numbers (for IPv4, of the two addresses:
 //	    the v4-mapped prefixes cancel out)
-//	x ^= SrcPort ^ DstPort
-//	x ^= Proto << 16
-//	hash = fmix32(x)    // the finalizer of MurmurHash3
+//	b = (SrcPort XOR DstPort) << 16 | Proto
+//	hash = fmix32(fmix32(a) XOR b), with fmix32 from MurmurHash3
 //
 // The VLAN ids are left out, so that a flow whose tags are rewritten on the way keeps its worker. It has no secret:
 // whoever chooses addresses chooses the hash. Use it for spreading, not as the hash of a table.
 func (f Flow) Hash() uint32 {
-	// XOR does not care about byte order: swap once, at the end. (Written so that it stays within the inliner's budget.)
+	// XOR does not care about byte order: swap once, at the end.
 	w := binary.LittleEndian.Uint64(f.Src[:]) ^ binary.LittleEndian.Uint64(f.Src[8:]) ^
 		binary.LittleEndian.Uint64(f.Dst[:]) ^ binary.LittleEndian.Uint64(f.Dst[8:])
-	x := bits.ReverseBytes32(uint32(w>>32)^uint32(w)) ^ uint32(f.SrcPort^f.DstPort) ^ uint32(f.Proto)<<16
+	a := bits.ReverseBytes32(uint32(w>>32) ^ uint32(w))
+	return fmix32(fmix32(a) ^ (uint32(f.SrcPort^f.DstPort)<<16 | uint32(f.Proto)))
+}
+
+func fmix32(x uint32) uint32 {
 	x = (x ^ x>>16) * 0x85ebca6b
 	x = (x ^ x>>13) * 0xc2b2ae35
 	return x ^ x>>16

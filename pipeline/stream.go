@@ -67,9 +67,10 @@ type StreamStage interface {
 type Stream interface {
 	// Data shows the bytes of direction d that have not been passed on yet,
 	// oldest first, and returns how many of them may go on now. What it holds
-	// back it is shown again, with more behind it; how much can be held is
-	// bounded, and a stream that holds more is denied with a reason. b is
-	// valid only during the call and must not be changed.
+	// back it is shown again, with more behind it if more has come, whenever
+	// there is news in either direction; how much can be held is bounded, and
+	// a stream that holds more is denied with a reason. b is valid only during
+	// the call and must not be changed.
 	Data(d Direction, b []byte, now int64) (pass int, v StreamVerdict)
 
 	// End says that the sender of direction d has finished and all its bytes

@@ -1,0 +1,265 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	"penstock/internal/record"
+	"penstock/pipeline"
+)
+
+// Bounds of what a configuration may hold.
+const (
+	MaxChains = 1024 // [[chain]] tables
+	MaxStages = 64   // stages in a chain
+	MaxQueues = 256  // queues of a port
+	// MaxRules is how many entries the XDP program's rule table has: each rule
+	// takes one for every combination of its prefixes and port ranges.
+	MaxRules = 256
+)
+
+// checker turns a document into a Config and reports what does not hold.
+type checker struct {
+	*decoder
+	reg    *pipeline.Registry
+	config *Config
+	doc    document
+	warn   report
+}
+
+func (c *checker) check() {
+	name := "penstock"
+	if t, ok := c.root["appliance"].(map[string]any); ok {
+		if s, ok := t["name"].(string); ok && nameProblem(s) == "" {
+			name = s
+		}
+	}
+	c.doc.Appliance = defaultAppliance(name)
+	c.value("", c.root, reflect.ValueOf(&c.doc).Elem(), "")
+	c.appliance()
+	c.ports()
+	c.chains()
+	c.steers()
+	c.records()
+}
+
+// missing reports a required key that is absent, and what it should hold.
+func (c *checker) missing(table, key, want string) bool {
+	if c.has(table, key) {
+		return false
+	}
+	if !c.isBad(table) { // else it is not a table at all
+		c.add(table, "%s is missing: want %s", key, want)
+		delete(c.bad, table) // another key may be missing too
+	}
+	return true
+}
+
+// has reports whether an element of a list of tables has the key.
+func (c *checker) has(path, key string) bool {
+	kind, i, _, _ := cutElement(path)
+	_, ok := tableAt(c.root[kind], i)[key]
+	return ok
+}
+
+// nameProblem says what is wrong with a name, or "".
+func nameProblem(s string) string {
+	ok := s != "" && len(s) <= 32 && s[0] != '-' && s[0] != '_' && isBare(s)
+	if ok {
+		return ""
+	}
+	return fmt.Sprintf("want a name of up to 32 letters, digits, \"_\" and \"-\" that begins with a letter or digit, got %q", shorten(s))
+}
+
+// unique reports a second use of a value; seen maps values to the path of the
+// table that used them first.
+func (c *checker) unique(seen map[string]string, path, value, table string) {
+	if first, dup := seen[value]; dup {
+		where, _ := c.where(first)
+		c.add(path, "%q is taken already by %s in line %d", shorten(value), where, c.ix.line(first))
+		return
+	}
+	seen[value] = table
+}
+
+func (c *checker) appliance() {
+	a := &c.doc.Appliance
+	check := func(key, problem string) {
+		if p := "appliance." + key; problem != "" && !c.isBad(p) {
+			c.add(p, "%s", problem)
+		}
+	}
+	check("name", nameProblem(a.Name))
+	if a.Mode == ModeRouter {
+		check("mode", `router mode is not built yet: want "bridge"`)
+	}
+	check("control", pathProblem(a.Control, 107)) // sun_path holds 108 bytes with the final zero
+	check("pins", pathProblem(a.Pins, 4000))
+	check("metrics", addressProblem(a.Metrics))
+	if a.FrameSize != 2<<10 && a.FrameSize != 4<<10 {
+		check("frame_size", fmt.Sprintf(`want "2KiB" or "4KiB", got %q`, a.FrameSize))
+	}
+	if a.RingSize&(a.RingSize-1) != 0 {
+		check("ring_size", fmt.Sprintf("want a power of two from 64 to 32768, got %d", a.RingSize))
+	}
+	if a.FramesPerQueue < 2*a.RingSize && !c.isBad("appliance.ring_size") {
+		check("frames_per_queue", fmt.Sprintf("want at least twice ring_size (%d), so that a full receive ring leaves frames to send, got %d", 2*a.RingSize, a.FramesPerQueue))
+	}
+	c.config.Appliance = *a
+}
+
+func pathProblem(path string, most int) string {
+	switch {
+	case path == "":
+		return ""
+	case !filepath.IsAbs(path) || strings.ContainsRune(path, 0):
+		return fmt.Sprintf(`want an absolute path, or "" for none, got %q`, shorten(path))
+	case len(path) > most:
+		return fmt.Sprintf("want a path of at most %d bytes, got %d", most, len(path))
+	}
+	return ""
+}
+
+func addressProblem(addr string) string {
+	if addr == "" {
+		return ""
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		if host != "" && host != "localhost" {
+			_, err = netip.ParseAddr(host)
+		}
+		if n, perr := strconv.ParseUint(port, 10, 16); perr == nil && err == nil && n > 0 {
+			return ""
+		}
+	}
+	return fmt.Sprintf(`want an address and a port such as "127.0.0.1:9477", or "" for none, got %q`, shorten(addr))
+}
+
+func (c *checker) ports() {
+	names, interfaces := map[string]string{}, map[string]string{}
+	for i, t := range c.doc.Port {
+		path := element("port", i)
+		p := Port{Name: t.Name, Interface: t.Interface, XDP: t.XDP, ZeroCopy: t.ZeroCopy, Line: c.ix.line(path)}
+		c.name(names, path, t.Name, "the port's name, for use in rules and figures")
+		if at := path + ".interface"; !c.missing(path, "interface", "the name of a network interface") && !c.isBad(at) {
+			if !interfaceOK(t.Interface) {
+				c.add(at, "want the name of a network interface (1 to 15 characters, no space, no \"/\"), got %q", shorten(t.Interface))
+			} else {
+				c.unique(interfaces, at, t.Interface, path)
+			}
+		}
+		p.Queues = c.queues(path+".queues", t.Queues)
+		if t.XDP == "generic" && t.ZeroCopy == "on" {
+			c.add(path+".zero_copy", `"on" needs native XDP, but xdp is "generic"`)
+		}
+		c.config.Ports = append(c.config.Ports, p)
+	}
+	n := len(c.doc.Port)
+	if n == 2 || c.doc.Appliance.Mode == ModeRouter || c.isBad("port") {
+		return
+	}
+	at := "port"
+	if n > 2 {
+		at = "port[2]"
+	}
+	line, col := c.ix.find(at)
+	c.bad["port"] = true
+	c.problems = append(c.problems, Problem{File: c.file, Line: line, Col: col, Text: fmt.Sprintf("bridge mode wants exactly two [[port]] tables, got %d", n)})
+}
+
+// name checks the name key of a table.
+func (c *checker) name(seen map[string]string, path, name, want string) {
+	at := path + ".name"
+	if c.missing(path, "name", want) || c.isBad(at) {
+		return
+	}
+	if p := nameProblem(name); p != "" {
+		c.add(at, "%s", p)
+		return
+	}
+	c.unique(seen, at, name, path)
+}
+
+// interfaceOK follows dev_valid_name of the kernel (net/core/dev.c).
+func interfaceOK(s string) bool {
+	if s == "" || len(s) > 15 || s == "." || s == ".." {
+		return false
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '/' || r == ':' || r == 0x7f })
+}
+
+func (c *checker) queues(path string, v any) Queues {
+	list, isList := asList(v)
+	if s, ok := v.(string); ok && s == "all" {
+		return Queues{All: true}
+	}
+	if !isList || len(list) == 0 {
+		got := describe(v)
+		if isList {
+			got = "an empty list"
+		}
+		c.add(path, `want "all" or a list of queue numbers such as [0, 1], got %s`, got)
+		return Queues{}
+	}
+	var q Queues
+	for i, e := range list {
+		n, ok := e.(int64)
+		switch {
+		case !ok || n < 0 || n >= MaxQueues:
+			c.add(element(path, i), "want a queue number from 0 to %d, got %s", MaxQueues-1, describe(e))
+		case slices.Contains(q.List, int(n)):
+			c.add(element(path, i), "queue %d is in the list already", n)
+		default:
+			q.List = append(q.List, int(n))
+		}
+	}
+	slices.Sort(q.List)
+	return q
+}
+
+func (c *checker) records() {
+	seen := map[string]string{}
+	for i, t := range c.doc.Record {
+		path := element("record", i)
+		if at := path + ".to"; !c.missing(path, "to", `"file:PATH", "unix:PATH" or "stdout"`) && !c.isBad(at) {
+			if err := record.CheckTarget(t.To); err != nil {
+				c.add(at, "%s", oneLine(err.Error()))
+			} else {
+				c.unique(seen, at, t.To, path)
+			}
+		}
+		c.events(path+".events", t.Events)
+		c.config.Record = append(c.config.Record, Record{To: t.To, Events: t.Events, Line: c.ix.line(path)})
+	}
+}
+
+func (c *checker) events(path string, events []string) {
+	if c.isBad(path) {
+		return
+	}
+	if len(events) == 0 {
+		c.add(path, `the list is empty, so nothing would be recorded: want "all" or the names of events`)
+	}
+	names := []string{record.All}
+	for _, e := range record.Events {
+		names = append(names, e.Name)
+	}
+	for i, e := range events {
+		at := element(path, i)
+		if c.isBad(at) {
+			continue
+		}
+		if !slices.Contains(names, e) {
+			c.add(at, "unknown event %q: %s", shorten(e), meant(e, names))
+		} else if slices.Index(events, e) < i {
+			c.add(at, "%q is in the list already", e)
+		}
+	}
+}

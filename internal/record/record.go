@@ -1,0 +1,189 @@
+// Package record writes events as lines of JSON to files, Unix sockets and
+// standard output. It is the pipeline.Recorder of a running appliance.
+//
+// Every sink has a bounded queue and a goroutine of its own. Record never
+// blocks: when a sink cannot follow, events for it are dropped and counted.
+//
+// Its one trap: the fields of an event are encoded later, on the sink's
+// goroutine. Whoever records them must not change them afterwards.
+package record
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"time"
+
+	"penstock/pipeline"
+)
+
+// All, in a Spec, stands for every event.
+const All = "all"
+
+// Event is a kind of event that some part of the appliance records.
+type Event struct{ Name, Help string }
+
+// Events lists the kinds of events, by name. Names and fields follow Suricata
+// EVE where EVE has them.
+var Events = []Event{
+	{"flow", "a flow has ended: its ends, its figures, its depth"},
+	{"http", "an HTTP request and its response"},
+	{"llm", "a request to a language model: model, tokens, times"},
+	{"tls", "a TLS handshake: server name, versions, fingerprints"},
+}
+
+// Spec describes a sink.
+type Spec struct {
+	To     string   // "file:PATH", "unix:PATH" or "stdout"
+	Events []string // which events; All for every one
+}
+
+// Options are what tests and tools change. The zero value is what an appliance
+// runs with.
+type Options struct {
+	Queue     int              // events that wait for one sink; 0: 8192
+	CloseWait time.Duration    // how long Close waits for the queues to empty; 0: 2 s
+	Retry     time.Duration    // first pause before a socket is dialled again; 0: 100 ms; doubles up to 5 s
+	Now       func() time.Time // nil: time.Now
+	Stdout    *os.File         // nil: os.Stdout
+}
+
+// Recorder is a set of sinks. Its methods may be called from any goroutine.
+type Recorder struct {
+	sinks []*sink
+	by    map[string][]*sink // sinks that want the event; does not change
+	all   []*sink            // sinks that want every event
+	o     Options
+}
+
+var _ pipeline.Recorder = (*Recorder)(nil)
+
+// Open opens the sinks. A file must be possible to open; a socket may be absent
+// and is dialled until it is there. Without specs no event is enabled.
+func Open(specs []Spec, log *slog.Logger) (*Recorder, error) {
+	return OpenWith(specs, log, Options{})
+}
+
+// OpenWith is Open with options.
+func OpenWith(specs []Spec, log *slog.Logger, o Options) (*Recorder, error) {
+	if o.Queue == 0 {
+		o.Queue = 8192
+	}
+	if o.CloseWait == 0 {
+		o.CloseWait = 2 * time.Second
+	}
+	if o.Retry == 0 {
+		o.Retry = 100 * time.Millisecond
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Stdout == nil {
+		o.Stdout = os.Stdout
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	r := &Recorder{by: map[string][]*sink{}, o: o}
+	for _, spec := range specs {
+		s, err := newSink(spec, log, o)
+		if err != nil {
+			return nil, errors.Join(err, r.Close())
+		}
+		r.sinks = append(r.sinks, s)
+		go s.run()
+	}
+	for _, s := range r.sinks {
+		if slices.Contains(s.spec.Events, All) {
+			r.all = append(r.all, s)
+		}
+	}
+	for _, s := range r.sinks {
+		for _, e := range s.spec.Events {
+			if e != All && r.by[e] == nil {
+				r.by[e] = r.wanting(e)
+			}
+		}
+	}
+	return r, nil
+}
+
+func (r *Recorder) wanting(event string) (sinks []*sink) {
+	for _, s := range r.sinks {
+		if slices.Contains(s.spec.Events, All) || slices.Contains(s.spec.Events, event) {
+			sinks = append(sinks, s)
+		}
+	}
+	return sinks
+}
+
+func (r *Recorder) sinksOf(event string) []*sink {
+	if s, ok := r.by[event]; ok {
+		return s
+	}
+	return r.all
+}
+
+// Enabled implements pipeline.Recorder. It takes a map lookup and no lock.
+func (r *Recorder) Enabled(event string) bool { return len(r.sinksOf(event)) > 0 }
+
+// Record implements pipeline.Recorder. fields is nil or encodes to a JSON
+// object, whose keys stand beside "timestamp" and "event_type" on the line. A
+// "timestamp" among them, in the form that Timestamp writes, replaces the time
+// of the call: a replay records the times of its capture.
+func (r *Recorder) Record(event string, fields any) {
+	sinks := r.sinksOf(event)
+	if len(sinks) == 0 {
+		return
+	}
+	e := entry{time: r.o.Now(), event: event, fields: fields}
+	for _, s := range sinks {
+		s.offer(e)
+	}
+}
+
+// Reopen closes and opens the files again, as a log rotation wants after it has
+// renamed them. A file that cannot be opened stays as it was.
+func (r *Recorder) Reopen() error {
+	var err error
+	for _, s := range r.sinks {
+		err = errors.Join(err, s.reopen(r.o.CloseWait))
+	}
+	return err
+}
+
+// Close writes what is queued, for at most Options.CloseWait, and closes the
+// sinks. What could not be written in that time counts as dropped, and so does
+// everything that is recorded afterwards.
+func (r *Recorder) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), r.o.CloseWait)
+	defer cancel()
+	for _, s := range r.sinks {
+		s.stop(ctx)
+	}
+	var err error
+	for _, s := range r.sinks {
+		select {
+		case <-s.done:
+		case <-ctx.Done():
+			select {
+			case <-s.done:
+			default:
+				err = errors.Join(err, fmt.Errorf("close event sink %q: %d events were not written in %v", s.spec.To, s.Stats().Queued, r.o.CloseWait))
+			}
+		}
+	}
+	return err
+}
+
+// Stats returns the figures of each sink, in the order of the specs.
+func (r *Recorder) Stats() []SinkStats {
+	all := make([]SinkStats, len(r.sinks))
+	for i, s := range r.sinks {
+		all[i] = s.Stats()
+	}
+	return all
+}

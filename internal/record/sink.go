@@ -1,0 +1,310 @@
+package record
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// batchBytes is how much a sink writes at once.
+const batchBytes = 64 << 10
+
+// SinkStats are the figures of a sink. Every event that was recorded for it is
+// in one of Written, Dropped, Failed and Queued.
+type SinkStats struct {
+	To      string `json:"to"`
+	Written uint64 `json:"written"`
+	Dropped uint64 `json:"dropped"` // the queue was full, or the sink was closed
+	Failed  uint64 `json:"failed"`  // could not be encoded or written
+	Queued  uint64 `json:"queued"`
+	Up      bool   `json:"up"`              // the last write succeeded, or there was none
+	Error   string `json:"error,omitempty"` // the last error
+}
+
+// output is where a sink writes. One goroutine calls it, except interrupt.
+type output interface {
+	// write writes lines of buf, whose ends are given, and returns how many it
+	// is done with: from the front, failed of them without success. With an
+	// error the rest may be tried again if retry is true.
+	write(buf []byte, ends []int) (done, failed int, err error)
+	// open opens or, when it is open, opens again; on an error what was open
+	// stays open.
+	open() error
+	// ready reports whether write can be called; if not, open is due.
+	ready() bool
+	// interrupt makes a write that blocks end at the deadline. It may be
+	// called from any goroutine, also while write runs.
+	interrupt(deadline time.Time)
+	close() error
+}
+
+type sink struct {
+	spec  Spec
+	out   output
+	file  bool // may be reopened
+	log   *slog.Logger
+	retry time.Duration
+
+	queue    chan entry
+	reopened chan chan error
+	quit     chan struct{}
+	done     chan struct{}
+	stopOnce sync.Once
+	deadline time.Time // for the queue to empty; set before quit is closed
+
+	closed                           atomic.Bool
+	accepted, written, failed, drops atomic.Uint64
+	down                             atomic.Bool
+	lastErr                          atomic.Pointer[string]
+
+	// The writer's own.
+	enc  *encoder
+	buf  []byte
+	ends []int // of the lines in buf
+}
+
+func newSink(spec Spec, log *slog.Logger, o Options) (*sink, error) {
+	scheme, path, err := splitTarget(spec.To)
+	if err != nil {
+		return nil, fmt.Errorf("open event sink: %w", err)
+	}
+	s := &sink{
+		spec: spec, log: log.With("sink", spec.To), retry: o.Retry, enc: newEncoder(),
+		queue: make(chan entry, o.Queue), reopened: make(chan chan error),
+		quit: make(chan struct{}), done: make(chan struct{}),
+	}
+	switch scheme {
+	case "file":
+		s.out, s.file = &fileOutput{path: path}, true
+	case "unix":
+		s.out = &socketOutput{path: path}
+	default:
+		s.out = &stdoutOutput{from: o.Stdout}
+	}
+	if err := s.out.open(); err != nil {
+		if scheme != "unix" {
+			return nil, fmt.Errorf("open event sink %q: %w", spec.To, err)
+		}
+		s.trouble(err)
+	}
+	return s, nil
+}
+
+// offer queues an event or drops it; it never blocks.
+func (s *sink) offer(e entry) {
+	if s.closed.Load() {
+		s.drops.Add(1)
+		return
+	}
+	s.accepted.Add(1)
+	select {
+	case s.queue <- e:
+	default:
+		s.accepted.Add(^uint64(0))
+		s.drops.Add(1)
+	}
+}
+
+// Stats may be called from any goroutine.
+func (s *sink) Stats() SinkStats {
+	// Finished events are read before the accepted ones: Queued is never
+	// below zero.
+	st := SinkStats{To: s.spec.To, Written: s.written.Load(), Failed: s.failed.Load(), Up: !s.down.Load()}
+	st.Queued = s.accepted.Load() - st.Written - st.Failed
+	st.Dropped = s.drops.Load()
+	if e := s.lastErr.Load(); e != nil {
+		st.Error = *e
+	}
+	return st
+}
+
+// run is the body of the sink's goroutine.
+func (s *sink) run() {
+	defer close(s.done)
+	pause := s.retry
+	for {
+		if !s.out.ready() {
+			if err := s.out.open(); err != nil {
+				s.trouble(err)
+				if !s.wait(pause) {
+					break
+				}
+				pause = min(2*pause, 5*time.Second)
+				continue
+			}
+			pause = s.retry
+		}
+		if len(s.ends) > 0 {
+			s.flush()
+			continue
+		}
+		select {
+		case e := <-s.queue:
+			s.encode(e)
+			s.collect()
+			s.flush()
+			continue
+		case reply := <-s.reopened:
+			reply <- s.out.open()
+			continue
+		case <-s.quit:
+		}
+		break
+	}
+	s.finish()
+}
+
+// wait pauses before the next attempt to open; false says that it is time to
+// quit.
+func (s *sink) wait(pause time.Duration) bool {
+	t := time.NewTimer(pause)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			return true
+		case reply := <-s.reopened:
+			reply <- nil // being opened anyway
+		case <-s.quit:
+			return false
+		}
+	}
+}
+
+// collect encodes what waits in the queue, up to a batch.
+func (s *sink) collect() {
+	for len(s.buf) < batchBytes {
+		select {
+		case e := <-s.queue:
+			s.encode(e)
+		default:
+			return
+		}
+	}
+}
+
+func (s *sink) encode(e entry) {
+	b, err := s.enc.appendLine(s.buf, e)
+	s.buf = b
+	if err != nil {
+		if s.failed.Add(1) == 1 {
+			s.log.Error("event lost", "error", err)
+		}
+		s.setErr(err)
+		return
+	}
+	s.ends = append(s.ends, len(b))
+}
+
+// flush writes the batch. What is left of it afterwards is tried again.
+func (s *sink) flush() {
+	if len(s.ends) == 0 {
+		s.buf = s.buf[:0]
+		return
+	}
+	done, failed, err := s.out.write(s.buf, s.ends)
+	s.written.Add(uint64(done - failed))
+	s.failed.Add(uint64(failed))
+	if err != nil {
+		s.trouble(err)
+	} else if s.down.Swap(false) {
+		s.log.Info("events are written again")
+	}
+	s.take(done)
+}
+
+// take removes the first n lines of the batch.
+func (s *sink) take(n int) {
+	if n == len(s.ends) {
+		s.ends = s.ends[:0]
+		if s.buf = s.buf[:0]; cap(s.buf) > 4*batchBytes {
+			s.buf = nil // one long event must not hold its memory for ever
+		}
+		return
+	}
+	if n == 0 {
+		return
+	}
+	cut := s.ends[n-1]
+	s.buf = s.buf[:copy(s.buf, s.buf[cut:])]
+	rest := copy(s.ends, s.ends[n:])
+	s.ends = s.ends[:rest]
+	for i := range s.ends {
+		s.ends[i] -= cut
+	}
+}
+
+// finish writes what is left, until the deadline, and closes the output.
+func (s *sink) finish() {
+	for time.Now().Before(s.deadline) && s.out.ready() {
+		s.collect()
+		if len(s.ends) == 0 {
+			break
+		}
+		s.flush()
+	}
+	left := uint64(len(s.ends))
+	for {
+		select {
+		case <-s.queue:
+			left++
+			continue
+		default:
+		}
+		break
+	}
+	s.accepted.Add(^(left - 1))
+	s.drops.Add(left)
+	if err := s.out.close(); err != nil {
+		s.setErr(err)
+	}
+}
+
+// trouble notes an error and logs the first of a row.
+func (s *sink) trouble(err error) {
+	s.setErr(err)
+	if !s.down.Swap(true) {
+		s.log.Warn("events are not written", "error", err)
+	}
+}
+
+func (s *sink) setErr(err error) {
+	text := err.Error()
+	s.lastErr.Store(&text)
+}
+
+// reopen asks the writer to open its file again.
+func (s *sink) reopen(wait time.Duration) error {
+	if !s.file {
+		return nil
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	reply := make(chan error, 1)
+	err := errors.New("the sink is closed")
+	select {
+	case s.reopened <- reply:
+		err = <-reply
+	case <-s.done:
+	case <-t.C:
+		err = fmt.Errorf("a write has not returned in %v", wait)
+	}
+	if err != nil {
+		return fmt.Errorf("reopen event sink %q: %w", s.spec.To, err)
+	}
+	return nil
+}
+
+// stop tells the writer to finish by the context's deadline.
+func (s *sink) stop(ctx context.Context) {
+	s.stopOnce.Do(func() {
+		s.closed.Store(true)
+		s.deadline, _ = ctx.Deadline()
+		close(s.quit)
+		s.out.interrupt(s.deadline)
+	})
+}

@@ -96,8 +96,12 @@ type typesConfig struct {
 	MaxURL   int
 }
 
-func noStage[C any](C, *pipeline.Env) (pipeline.Stage, error)        { return nil, errors.New("only for tests") }
-func noStream[C any](C, *pipeline.Env) (pipeline.StreamStage, error) { return nil, errors.New("only for tests") }
+func noStage[C any](C, *pipeline.Env) (pipeline.Stage, error) {
+	return nil, errors.New("only for tests")
+}
+func noStream[C any](C, *pipeline.Env) (pipeline.StreamStage, error) {
+	return nil, errors.New("only for tests")
+}
 
 func testRegistry() *pipeline.Registry {
 	r := &pipeline.Registry{}

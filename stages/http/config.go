@@ -1,0 +1,83 @@
+package http
+
+import (
+	"strings"
+
+	"penstock/internal/units"
+	"penstock/pipeline"
+)
+
+// Config is the TOML of the stage.
+type Config struct {
+	// Hosts that are refused: names, or "*.example.com" for all names below
+	// example.com (not itself).
+	DenyHosts []string `toml:"deny_hosts"`
+	// If set, every other host is refused. deny_hosts is asked first.
+	AllowHosts []string `toml:"allow_hosts"`
+	// What a refused client sees: "403", a response, or "reset".
+	Deny string `toml:"deny"`
+	// What becomes of a connection that is no HTTP/1.x, or that two parsers
+	// may read differently: "deny", "pass" (the stage lets go of it), or
+	// "auto": deny if there are host lists, which could be evaded otherwise.
+	OnBad string `toml:"on_bad"`
+	// The largest request head.
+	MaxHead units.Size `toml:"max_head"`
+	// The most requests that wait for a response on one connection.
+	MaxPipelined int `toml:"max_pipelined"`
+	// Whether requests are recorded, as events "http".
+	Log bool `toml:"log"`
+}
+
+func defaults() Config {
+	return Config{Deny: "403", OnBad: "auto", MaxHead: 64 << 10, MaxPipelined: 128, Log: true}
+}
+
+const maxMaxHead = 1 << 20
+
+func validate(c *Config, issues *pipeline.Issues) {
+	validateHosts("deny_hosts", c.DenyHosts, issues)
+	validateHosts("allow_hosts", c.AllowHosts, issues)
+	if c.Deny != "403" && c.Deny != "reset" {
+		issues.Add("deny", `want "403" or "reset", got %q`, c.Deny)
+	}
+	if c.OnBad != "auto" && c.OnBad != "deny" && c.OnBad != "pass" {
+		issues.Add("on_bad", `want "auto", "deny" or "pass", got %q`, c.OnBad)
+	}
+	if c.MaxHead < 256 || c.MaxHead > maxMaxHead {
+		issues.Add("max_head", `want a size from "256B" to "1MiB", got %q`, c.MaxHead)
+	}
+	if c.MaxPipelined < 1 || c.MaxPipelined > 10000 {
+		issues.Add("max_pipelined", "want a number from 1 to 10000, got %d", c.MaxPipelined)
+	}
+}
+
+func validateHosts(key string, hosts []string, issues *pipeline.Issues) {
+	for i, h := range hosts {
+		name := strings.TrimPrefix(h, "*.")
+		if h != "*" && !validHost(name) {
+			issues.Add(indexed(key, i), `want a host name, "*.example.com" or "*", got %q`, h)
+		}
+	}
+}
+
+func validHost(name string) bool {
+	if name == "" || len(name) > 253 {
+		return false
+	}
+	for i := range len(name) {
+		c := name[i]
+		if !isAlnum(c) && c != '-' && c != '.' && c != '_' && c != ':' {
+			return false
+		}
+	}
+	return true
+}
+
+func isAlnum(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+}
+
+// enforces reports whether the stage must understand every request.
+func (c *Config) enforces() bool {
+	return c.OnBad == "deny" || c.OnBad == "auto" && (len(c.DenyHosts) > 0 || len(c.AllowHosts) > 0)
+}

@@ -1,0 +1,314 @@
+// Package http is the stream stage for HTTP/1.x: it follows requests and
+// responses on keep-alive and pipelined connections, refuses hosts, and records
+// requests. Bodies are skipped, never kept.
+//
+// Its one trap: a request is judged by its head alone, so bytes pass on as soon
+// as the head has. Everything that two parsers could read differently must be
+// refused before, in parseRequest and body.
+package http
+
+import (
+	_ "embed"
+
+	"penstock/pipeline"
+)
+
+//go:embed README.md
+var readme string
+
+// Descriptor describes the stage to the registry.
+func Descriptor() pipeline.Descriptor[Config] {
+	return pipeline.Descriptor[Config]{
+		Kind:      "http",
+		Summary:   "follows HTTP/1.x requests, refuses hosts, records requests",
+		README:    readme,
+		Reasons:   reasons(),
+		Default:   defaults,
+		Validate:  validate,
+		NewStream: func(c Config, env *pipeline.Env) (pipeline.StreamStage, error) { return newStage(c, env), nil },
+	}
+}
+
+type stage struct {
+	cfg           Config
+	env           *pipeline.Env
+	enforce       bool
+	deny, allow   *hostSet
+	recorder      pipeline.Recorder
+	requests      *pipeline.Counter
+	responses     *pipeline.Counter
+	denied        *pipeline.Counter
+	released      *pipeline.Counter
+	responseLost  *pipeline.Counter
+	switched      *pipeline.Counter
+	unanswered    *pipeline.Counter
+	statusClasses [6]*pipeline.Counter
+}
+
+func newStage(c Config, env *pipeline.Env) *stage {
+	s := &stage{cfg: c, env: env, enforce: c.enforces(), deny: newHostSet(c.DenyHosts), recorder: env.Recorder}
+	if len(c.AllowHosts) > 0 {
+		s.allow = newHostSet(c.AllowHosts)
+	}
+	ctr := env.Counters.Counter
+	s.requests = ctr("requests", "request heads that were understood")
+	s.responses = ctr("responses", "final response heads that were understood")
+	s.denied = ctr("denied", "requests that were refused")
+	s.released = ctr("released", "connections let go of because they are no HTTP/1.x or are malformed")
+	s.responseLost = ctr("response_lost", "connections whose responses could not be followed; requests still are")
+	s.switched = ctr("switched", "connections that went on with another protocol (CONNECT, Upgrade)")
+	s.unanswered = ctr("unanswered", "requests without a response when the connection ended")
+	for i, name := range []string{1: "status_1xx", 2: "status_2xx", 3: "status_3xx", 4: "status_4xx", 5: "status_5xx"} {
+		if name != "" {
+			s.statusClasses[i] = ctr(name, "responses with such a status")
+		}
+	}
+	return s
+}
+
+// Open implements pipeline.StreamStage.
+func (s *stage) Open(c *pipeline.Conn) pipeline.Stream { return &stream{s: s, conn: c} }
+
+// stream follows one connection.
+type stream struct {
+	s    *stage
+	conn *pipeline.Conn
+
+	req     message
+	resp    message
+	pending []*exchange // requests without a final response, oldest first
+	current *exchange   // the request whose body is passing
+	seen    bool        // a request has been understood
+	waiting bool        // for the response to CONNECT or Upgrade
+	lost    bool        // responses cannot be followed any more
+	raw     bool        // another protocol, or let go of
+}
+
+// message is where one direction stands.
+type message struct {
+	inBody bool
+	body   body
+	head   int // bytes of the head at the front looked through so far
+}
+
+// Data implements pipeline.Stream.
+func (c *stream) Data(d pipeline.Direction, b []byte, now int64) (int, pipeline.StreamVerdict) {
+	if c.raw {
+		return len(b), pipeline.StreamVerdict{Action: pipeline.StreamRelease}
+	}
+	if d == pipeline.ToServer {
+		return c.requestData(b, now)
+	}
+	pass := c.responseData(b, now)
+	if c.raw {
+		return pass, pipeline.StreamVerdict{Action: pipeline.StreamRelease}
+	}
+	return pass, pipeline.StreamVerdict{}
+}
+
+// End implements pipeline.Stream.
+func (c *stream) End(d pipeline.Direction, now int64) pipeline.StreamVerdict {
+	if d == pipeline.ToClient && !c.lost && len(c.pending) > 0 && c.resp.inBody && c.resp.body.framing == untilClose {
+		c.finish(now)
+	}
+	return pipeline.StreamVerdict{}
+}
+
+// Close implements pipeline.Stream.
+func (c *stream) Close(now int64) {
+	for _, e := range c.pending {
+		if e.status == 0 {
+			c.s.unanswered.Add(1)
+		}
+		e.end = now
+		c.s.log(c.conn, e)
+	}
+	c.pending = nil
+}
+
+func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVerdict) {
+	for pass < len(b) {
+		rest := b[pass:]
+		if c.waiting {
+			return pass, v // what follows belongs to whichever protocol the server chooses
+		}
+		if c.req.inBody {
+			n, done, ok := c.req.body.skip(rest)
+			pass += n
+			c.current.requestBytes += uint64(n)
+			if !ok {
+				// These bytes have not passed yet: the chunk that cannot be
+				// read must not reach the server.
+				return c.bad(b, pass-n, reasonFraming, now)
+			}
+			if done {
+				c.req.inBody = false
+				c.waiting = c.current.upgrade
+			}
+			continue
+		}
+		if !c.seen && !plausibleStart(rest) {
+			return c.bad(b, pass, reasonNotHTTP, now)
+		}
+		// RFC 9112 2.2: an empty line before a request is ignored.
+		if len(rest) >= 2 && rest[0] == '\r' && rest[1] == '\n' {
+			pass += 2
+			continue
+		}
+		end := headEnd(rest)
+		if end == 0 || end > int(c.s.cfg.MaxHead) {
+			if end > 0 || len(rest) > int(c.s.cfg.MaxHead) {
+				return c.bad(b, pass, reasonHeadSize, now)
+			}
+			return pass, v
+		}
+		if len(c.pending) >= c.s.cfg.MaxPipelined {
+			if !c.lost {
+				return c.bad(b, pass, reasonPipelined, now)
+			}
+			c.pending = c.pending[:0] // nothing will ever answer them
+		}
+		h, why := parseRequest(rest[:end])
+		if why != pipeline.ReasonNone {
+			return c.bad(b, pass, why, now)
+		}
+		c.seen = true
+		c.s.requests.Add(1)
+		e := &exchange{start: now, method: h.method, target: h.target, host: h.host, minor: h.minor, userAgent: h.userAgent,
+			upgrade: h.upgrade, requestBytes: uint64(end)}
+		if c.s.deny.match(h.host) || c.s.allow != nil && !c.s.allow.match(h.host) {
+			return c.refuse(e, pass, reasonHost, now)
+		}
+		c.current = e
+		if !c.lost {
+			c.pending = append(c.pending, e)
+		}
+		pass += end
+		c.req.body.begin(&h)
+		c.req.inBody = h.framing != noBody
+		c.waiting = h.upgrade && !c.req.inBody
+	}
+	return pass, v
+}
+
+// plausibleStart reports whether b may be the beginning of a request line: it
+// answers as soon as the bytes tell, so that another protocol is not held up
+// until a head's worth of it has come.
+func plausibleStart(b []byte) bool {
+	for i, c := range b {
+		if c == ' ' {
+			return i > 0
+		}
+		if i == 0 && (c == '\r' || c == '\n') {
+			return len(b) < 2 || b[1] == '\n'
+		}
+		if !tokenChar[c] || i > 32 {
+			return false
+		}
+	}
+	return true
+}
+
+// bad is the end of what can be followed: by configuration the connection is
+// denied, or let go of.
+func (c *stream) bad(b []byte, pass int, why pipeline.Reason, now int64) (int, pipeline.StreamVerdict) {
+	if !c.s.enforce {
+		c.s.released.Add(1)
+		c.raw = true
+		return len(b), pipeline.StreamVerdict{Action: pipeline.StreamRelease}
+	}
+	return c.refuse(&exchange{start: now}, pass, why, now)
+}
+
+// refuse denies e and with it the connection: requests behind it could not be
+// told apart from its body.
+func (c *stream) refuse(e *exchange, pass int, why pipeline.Reason, now int64) (int, pipeline.StreamVerdict) {
+	c.s.denied.Add(1)
+	e.denied, e.end = why, now
+	v := pipeline.StreamVerdict{Action: pipeline.StreamDeny, Reason: why}
+	// A reply in the middle of earlier responses would be taken for theirs.
+	if c.s.cfg.Deny == "403" && len(c.pending) == 0 && why != reasonNotHTTP {
+		v.Reply, e.status = denial(why)
+	}
+	c.pending = append(c.pending, e)
+	return pass, v
+}
+
+func (c *stream) responseData(b []byte, now int64) (pass int) {
+	for pass < len(b) && !c.lost && !c.raw {
+		rest := b[pass:]
+		if len(c.pending) == 0 {
+			c.lose() // a response that nobody asked for
+			break
+		}
+		e := c.pending[0]
+		if e.firstByte == 0 {
+			e.firstByte = now
+		}
+		if c.resp.inBody {
+			n, done, ok := c.resp.body.skip(rest)
+			pass += n
+			e.responseBytes += uint64(n)
+			if !ok {
+				c.lose()
+			} else if done {
+				c.finish(now)
+			}
+			continue
+		}
+		end := headEnd(rest)
+		if end == 0 {
+			if len(rest) > int(c.s.cfg.MaxHead) {
+				c.lose()
+				break
+			}
+			return pass // the rest of the head is to come; it is short
+		}
+		h, ok := parseResponse(rest[:end], e.method)
+		if !ok {
+			c.lose()
+			break
+		}
+		pass += end
+		e.responseBytes += uint64(end)
+		c.s.statusClasses[min(h.status/100, 5)].Add(1)
+		if h.status < 200 && h.status != 101 {
+			continue // interim: the final one follows
+		}
+		c.s.responses.Add(1)
+		e.status, e.contentType = h.status, h.contentType
+		if e.upgrade {
+			c.waiting = false
+			if h.upgrade {
+				c.s.switched.Add(1)
+				c.finish(now)
+				c.raw = true
+				break
+			}
+		}
+		c.resp.body.begin(&h)
+		c.resp.inBody = h.framing != noBody
+		if !c.resp.inBody {
+			c.finish(now)
+		}
+	}
+	return len(b)
+}
+
+// finish ends the oldest exchange.
+func (c *stream) finish(now int64) {
+	e := c.pending[0]
+	e.end = now
+	c.s.log(c.conn, e)
+	c.pending[0] = nil
+	c.pending = c.pending[1:]
+	c.resp.inBody = false
+}
+
+// lose gives up on the responses: requests are judged as before, and recorded
+// without what came back.
+func (c *stream) lose() {
+	c.s.responseLost.Add(1)
+	c.lost = true
+	c.waiting = false
+}

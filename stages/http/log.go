@@ -1,0 +1,90 @@
+package http
+
+import (
+	"fmt"
+
+	"penstock/pipeline"
+)
+
+// exchange is a request and what came back.
+type exchange struct {
+	method, target, host   string
+	userAgent, contentType string
+	minor                  byte
+	upgrade                bool
+	status                 int
+	start, firstByte, end  int64 // ns; head complete, first byte of the response, last one
+	requestBytes           uint64
+	responseBytes          uint64
+	denied                 pipeline.Reason
+}
+
+// event is a record "http"; names are those of Suricata's EVE where it has the
+// field.
+type event struct {
+	FlowID   uint64     `json:"flow_id"`
+	SrcIP    string     `json:"src_ip"`
+	SrcPort  uint16     `json:"src_port"`
+	DestIP   string     `json:"dest_ip"`
+	DestPort uint16     `json:"dest_port"`
+	Proto    string     `json:"proto"`
+	Chain    string     `json:"chain"`
+	Action   string     `json:"action"` // "allowed" or "denied"
+	Reason   string     `json:"reason,omitempty"`
+	HTTP     httpRecord `json:"http"`
+}
+
+type httpRecord struct {
+	Hostname      string  `json:"hostname,omitempty"`
+	URL           string  `json:"url,omitempty"`
+	UserAgent     string  `json:"http_user_agent,omitempty"`
+	ContentType   string  `json:"http_content_type,omitempty"`
+	Method        string  `json:"http_method,omitempty"`
+	Protocol      string  `json:"protocol,omitempty"`
+	Status        int     `json:"status,omitempty"` // absent: no response came
+	RequestBytes  uint64  `json:"request_bytes"`    // head and body
+	Length        uint64  `json:"length"`           // response, head and body
+	FirstByte     float64 `json:"time_to_first_byte_seconds,omitempty"`
+	Duration      float64 `json:"duration_seconds"` // from the request's head to the end of the response
+	ConnectionAge float64 `json:"connection_age_seconds"`
+}
+
+func (s *stage) log(c *pipeline.Conn, e *exchange) {
+	if !s.cfg.Log || !s.recorder.Enabled("http") {
+		return
+	}
+	ev := event{
+		FlowID: c.ID, SrcIP: c.Client.Addr().String(), SrcPort: c.Client.Port(),
+		DestIP: c.Server.Addr().String(), DestPort: c.Server.Port(), Proto: "TCP", Chain: s.env.Chain, Action: "allowed",
+		HTTP: httpRecord{
+			Hostname: e.host, URL: e.target, UserAgent: e.userAgent, ContentType: e.contentType, Method: e.method, Status: e.status,
+			RequestBytes: e.requestBytes, Length: e.responseBytes, Duration: seconds(e.end - e.start), ConnectionAge: seconds(e.start - c.Start),
+		},
+	}
+	if e.method != "" {
+		ev.HTTP.Protocol = fmt.Sprintf("HTTP/1.%d", e.minor)
+	}
+	if e.firstByte > 0 {
+		ev.HTTP.FirstByte = seconds(e.firstByte - e.start)
+	}
+	if e.denied != pipeline.ReasonNone {
+		ev.Action, ev.Reason = "denied", e.denied.String()
+	}
+	s.recorder.Record("http", ev)
+}
+
+func seconds(ns int64) float64 { return float64(ns) / 1e9 }
+
+// denial is the response to a request that is refused.
+func denial(why pipeline.Reason) (reply []byte, status int) {
+	status, phrase := 400, "Bad Request"
+	switch why {
+	case reasonHost:
+		status, phrase = 403, "Forbidden"
+	case reasonHeadSize:
+		status, phrase = 431, "Request Header Fields Too Large"
+	}
+	text := "refused by policy: " + why.String() + "\n"
+	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s",
+		status, phrase, len(text), text), status
+}

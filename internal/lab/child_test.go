@@ -23,6 +23,13 @@ import (
 // one; this variable says as which.
 const childMode = "PENSTOCK_LAB_TEST_CHILD"
 
+// self is the running test binary.
+var self = func() string {
+	path, err := os.Executable()
+	check(err)
+	return path
+}()
+
 func TestMain(m *testing.M) {
 	if mode := os.Getenv(childMode); mode != "" && children[mode] != nil {
 		children[mode]()
@@ -69,7 +76,7 @@ var children = map[string]func(){
 	},
 	// parent: starts another process of its group, prints its id, and exits on SIGTERM.
 	"parent": func() {
-		c := exec.Command(os.Args[0])
+		c := exec.Command(self)
 		c.Env = append(os.Environ(), childMode+"=stubborn")
 		check(c.Start())
 		fmt.Println(c.Process.Pid)
@@ -81,7 +88,7 @@ var children = map[string]func(){
 		check(err)
 		top, err := l.Inline(lab.InlineOptions{})
 		check(err)
-		c := top.Client.Command(context.Background(), os.Args[0])
+		c := top.Client.Command(context.Background(), self)
 		c.Env = append(os.Environ(), childMode+"=stubborn")
 		check(c.Start())
 		fmt.Println(l.Name(), c.Process.Pid)
@@ -128,7 +135,7 @@ func check(err error) {
 
 // inNS prepares a child of the given mode inside a namespace.
 func inNS(ctx context.Context, n *lab.NS, mode string) *lab.Cmd {
-	c := n.Command(ctx, os.Args[0])
+	c := n.Command(ctx, self)
 	c.Env = append(os.Environ(), childMode+"="+mode)
 	return c
 }
@@ -153,7 +160,7 @@ func firstLine(t *testing.T, stdout func() (io.ReadCloser, error), start func() 
 // outside starts a child of the given mode outside any lab and returns its first line.
 func outside(t *testing.T, mode string) (*exec.Cmd, string) {
 	t.Helper()
-	c := exec.Command(os.Args[0])
+	c := exec.Command(self)
 	c.Env = append(os.Environ(), childMode+"="+mode)
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	line := firstLine(t, c.StdoutPipe, c.Start)

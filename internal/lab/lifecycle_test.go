@@ -208,7 +208,7 @@ func TestManyProcessesAtOnce(t *testing.T) {
 	var cmds []*exec.Cmd
 	var outs []*strings.Builder
 	for range 4 {
-		c, out := exec.Command(os.Args[0], "-test.timeout=60s"), &strings.Builder{}
+		c, out := exec.Command(self, "-test.timeout=60s"), &strings.Builder{}
 		c.Env = append(os.Environ(), childMode+"=traffic")
 		c.Stdout, c.Stderr = out, out
 		if err := c.Start(); err != nil {

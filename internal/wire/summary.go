@@ -41,6 +41,10 @@ func summarize(b *strings.Builder, frame []byte, h *Headers) {
 			fmt.Fprintf(b, "802.3, length %d", h.EtherType)
 			return
 		}
+		if arp := frame[h.L3:]; h.EtherType == EtherTypeARP && len(arp) >= arpLen && [6]byte(arp) == arpEthernetIPv4 {
+			summarizeARP(b, arp)
+			return
+		}
 		fmt.Fprintf(b, "ethertype 0x%04x, length %d", h.EtherType, int(h.End-h.L3))
 		return
 	}
@@ -74,6 +78,24 @@ func summarize(b *strings.Builder, frame []byte, h *Headers) {
 	if h.Frag == FragFirst {
 		b.WriteString(", ")
 		b.WriteString(fragment(frame, h))
+	}
+}
+
+// arpEthernetIPv4 is how an ARP message about IPv4 over Ethernet begins (RFC 826).
+var arpEthernetIPv4 = [6]byte{0, 1, 8, 0, 6, 4}
+
+const arpLen = 28
+
+func summarizeARP(b *strings.Builder, arp []byte) {
+	sender, target := netip.AddrFrom4([4]byte(arp[14:])), netip.AddrFrom4([4]byte(arp[24:]))
+	switch op := uint16(arp[6])<<8 | uint16(arp[7]); op {
+	case 1:
+		fmt.Fprintf(b, "ARP, Request who-has %v tell %v, length %d", target, sender, len(arp))
+	case 2:
+		mac := arp[8:14]
+		fmt.Fprintf(b, "ARP, Reply %v is-at %02x:%02x:%02x:%02x:%02x:%02x, length %d", sender, mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], len(arp))
+	default:
+		fmt.Fprintf(b, "ARP, operation %d, length %d", op, len(arp))
 	}
 }
 
@@ -162,8 +184,8 @@ func summarizeOptions(b *strings.Builder, opts []byte) {
 		sep = ","
 		if mss, ok := it.MSS(); ok {
 			fmt.Fprintf(b, "mss %d", mss)
-		} else if shift, ok := it.WindowScale(); ok {
-			fmt.Fprintf(b, "wscale %d", shift)
+		} else if _, ok := it.WindowScale(); ok {
+			fmt.Fprintf(b, "wscale %d", it.Value[0]) // as it stands there, not as it is to be taken
 		} else if it.Kind == OptSACKPermitted {
 			b.WriteString("sackOK")
 		} else if val, ecr, ok := it.Timestamps(); ok {
@@ -194,7 +216,7 @@ func summarizeICMP(b *strings.Builder, frame []byte, h *Headers) {
 	if h.Proto == ProtoICMP {
 		b.WriteString("ICMP ")
 	} else {
-		b.WriteString("ICMP6 ")
+		b.WriteString("ICMP6, ")
 	}
 	length := len(m)
 	if isEcho(h.Proto, m.Type()) {

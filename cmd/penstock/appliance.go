@@ -1,0 +1,372 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"penstock/bpf"
+	"penstock/internal/config"
+	"penstock/internal/control"
+	"penstock/internal/record"
+	"penstock/pipeline"
+	"penstock/pipeline/afxdp"
+	"penstock/xsk"
+)
+
+// appliance is everything that runs for one configuration. It is built in
+// order and taken down in reverse; a failure half-way leaves nothing attached.
+type appliance struct {
+	cfg     *config.Config
+	log     *slog.Logger
+	started time.Time
+
+	lock    *os.File
+	nics    []*nic
+	xdp     []bpf.Mode // by port, as attached
+	steerer *bpf.Steerer
+	memory  *afxdp.Memory
+	queues  [][]*afxdp.Port // by port and worker
+	waiters []*afxdp.Waiter
+	workers []*pipeline.Worker
+	record  *record.Recorder
+	server  *control.Server
+
+	stop     context.CancelFunc
+	running  sync.WaitGroup
+	failed   chan error
+	draining bool
+	mu       sync.Mutex // draining
+}
+
+// startAppliance builds the appliance and starts its workers.
+func startAppliance(cfg *config.Config, log *slog.Logger) (a *appliance, err error) {
+	a = &appliance{cfg: cfg, log: log, started: time.Now(), failed: make(chan error, 1), stop: func() {}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.close(true))
+			a = nil
+		}
+	}()
+	if os.Geteuid() != 0 {
+		return a, errors.New("root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK, are needed to attach XDP; run it with sudo")
+	}
+	for _, step := range []func() error{
+		a.takeLock, a.findInterfaces, a.openRecorder, a.loadXDP, a.openQueues, a.buildWorkers, a.attach, a.serve,
+	} {
+		if err := step(); err != nil {
+			return a, err
+		}
+	}
+	a.startWorkers()
+	return a, nil
+}
+
+// lockPath is where an instance of that name says that it is alive.
+func lockPath(name string) string { return filepath.Join("/run/penstock", name+".lock") }
+
+// takeLock makes sure that one appliance of this name runs on this machine.
+func (a *appliance) takeLock() error {
+	path := lockPath(a.cfg.Appliance.Name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("make directory of the lock file: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return fmt.Errorf("open lock file: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		pid := make([]byte, 32)
+		n, _ := f.Read(pid)
+		f.Close()
+		return fmt.Errorf("an appliance named %q runs already (process %s); stop it, or set another name in [appliance]",
+			a.cfg.Appliance.Name, string(pid[:n]))
+	}
+	a.lock = f
+	_ = f.Truncate(0)
+	_, err = fmt.Fprintf(f, "%d", os.Getpid())
+	return err
+}
+
+func (a *appliance) findInterfaces() error {
+	var errs []error
+	for _, p := range a.cfg.Ports {
+		n, err := findNIC(p)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if n.mtu > maxXDPMTU {
+			errs = append(errs, fmt.Errorf("port %q: the MTU of %s is %d and XDP takes at most %d; ip link set dev %s mtu %d",
+				p.Name, p.Interface, n.mtu, maxXDPMTU, p.Interface, maxXDPMTU))
+		}
+		if !n.up {
+			a.log.Warn("link is down; the appliance waits for it", "port", p.Name, "interface", p.Interface)
+		}
+		a.nics = append(a.nics, n)
+	}
+	return errors.Join(errs...)
+}
+
+func (a *appliance) openRecorder() (err error) {
+	a.record, err = record.Open(recordSpecs(a.cfg), a.log)
+	return err
+}
+
+func (a *appliance) loadXDP() (err error) {
+	o := steerOptions(a.cfg)
+	for i := range o.Ports {
+		o.Ports[i].Ifindex = a.nics[i].ifindex
+	}
+	if o.PinRoot != "" {
+		if err := bpf.EnsureBPFFS(o.PinRoot); err != nil {
+			return fmt.Errorf("%w; on_exit = \"open\" needs it: set pins in [appliance] to a directory on a BPF file system, or on_exit = \"closed\"", err)
+		}
+	}
+	a.steerer, err = bpf.Load(o)
+	return err
+}
+
+func (a *appliance) openQueues() (err error) {
+	// Worker i serves queue i of every port, so that what comes in by one port
+	// can leave by the other without another thread.
+	workers := len(a.nics[0].queues)
+	for i, n := range a.nics {
+		if len(n.queues) != workers {
+			return fmt.Errorf("ports need the same number of queues: %q has %d and %q has %d; set queues, or ethtool -L %s combined %d",
+				a.cfg.Ports[0].Name, workers, a.cfg.Ports[i].Name, len(n.queues), n.name, workers)
+		}
+	}
+	frames := a.cfg.Appliance.FramesPerQueue * len(a.nics)
+	a.memory, err = afxdp.NewMemory(int(a.cfg.Appliance.FrameSize), frames, workers, xsk.HugeAuto)
+	if err != nil {
+		return err
+	}
+	for i, n := range a.nics {
+		a.queues = append(a.queues, make([]*afxdp.Port, workers))
+		for w, q := range n.queues {
+			p, err := afxdp.Open(a.memory, afxdp.Options{
+				Info: a.portInfo(i, q), Ifindex: n.ifindex, Worker: w, Mode: xskModes[a.cfg.Ports[i].ZeroCopy], RingSize: a.cfg.Appliance.RingSize,
+			})
+			if err != nil {
+				return err
+			}
+			a.queues[i][w] = p
+			if err := a.steerer.SetSocket(i, q, p.FD()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (a *appliance) portInfo(port, queue int) pipeline.PortInfo {
+	return pipeline.PortInfo{
+		ID: pipeline.PortID(port), Name: a.cfg.Ports[port].Name, Interface: a.nics[port].name, Queue: queue, MTU: a.nics[port].mtu,
+	}
+}
+
+func (a *appliance) buildWorkers() error {
+	workers := len(a.queues[0])
+	var infos []pipeline.PortInfo
+	for i, n := range a.nics {
+		infos = append(infos, a.portInfo(i, n.queues[0]))
+	}
+	// Packets that come without metadata (the driver has no room for it) were
+	// steered somewhere: with one chain there is no doubt where.
+	unmarked := pipeline.NoChain
+	if len(a.cfg.Chains) == 1 {
+		unmarked = 0
+	}
+	var affinity []bool
+	for _, c := range a.cfg.Chains {
+		affinity = append(affinity, c.Spec.Affinity())
+	}
+	for w := range workers {
+		var ports []pipeline.Port
+		var mine []*afxdp.Port
+		for i := range a.nics {
+			ports = append(ports, a.queues[i][w])
+			mine = append(mine, a.queues[i][w])
+		}
+		waiter, err := afxdp.NewWaiter(mine)
+		if err != nil {
+			return err
+		}
+		a.waiters = append(a.waiters, waiter)
+		a.workers = append(a.workers, pipeline.NewWorker(pipeline.WorkerOptions{
+			ID: w, Ports: ports, Infos: infos, Pool: a.memory.Arena.Pool(w), Waiter: waiter, Log: a.log,
+			Default: unmarked,
+		}))
+	}
+	pipeline.Link(a.workers)
+	for _, w := range a.workers {
+		env := w.Env()
+		env.Recorder = a.record
+		var chains []*pipeline.Chain
+		for i, c := range a.cfg.Chains {
+			env.ChainID = pipeline.ChainID(i)
+			ch, err := c.Spec.Build(env)
+			if err != nil {
+				return err
+			}
+			chains = append(chains, ch)
+		}
+		w.SetChains(chains, affinity)
+	}
+	return nil
+}
+
+func (a *appliance) attach() error {
+	a.xdp = make([]bpf.Mode, len(a.nics))
+	for i, n := range a.nics {
+		if err := n.setPromisc(true); err != nil {
+			return err
+		}
+		mode, err := a.steerer.Attach(i)
+		if err != nil {
+			return err
+		}
+		a.xdp[i] = mode
+	}
+	return nil
+}
+
+func (a *appliance) serve() (err error) {
+	a.server, err = control.Serve(a.cfg.Appliance.Control, a.cfg.Appliance.Metrics, a)
+	return err
+}
+
+func (a *appliance) startWorkers() {
+	ctx, cancel := context.WithCancel(context.Background())
+	a.stop = cancel
+	for i, w := range a.workers {
+		a.running.Add(1)
+		go func() {
+			defer a.running.Done()
+			if err := w.Run(ctx); err != nil {
+				select {
+				case a.failed <- fmt.Errorf("worker %d: %w", i, err):
+				default:
+				}
+			}
+		}()
+	}
+	a.running.Add(1)
+	go func() {
+		defer a.running.Done()
+		a.expireFlows(ctx)
+	}()
+}
+
+// expireFlows removes from XDP's table what has ended or been idle.
+func (a *appliance) expireFlows(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	failing := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		_, err := a.steerer.Expire(bpf.Now(), bpf.Timeouts{})
+		if err != nil && !failing {
+			a.log.Error("flows are not expired", "err", err)
+		}
+		failing = err != nil
+	}
+}
+
+// drain lets terminated connections finish, up to the deadline, and returns
+// how many are left.
+func (a *appliance) drain(ctx context.Context) (left int) {
+	a.mu.Lock()
+	a.draining = true
+	a.mu.Unlock()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		left = 0
+		for _, w := range a.workers {
+			left += ask(w, (*pipeline.Worker).Drain)
+		}
+		if left == 0 {
+			return 0
+		}
+		select {
+		case <-ctx.Done():
+			return left
+		case <-tick.C:
+		}
+	}
+}
+
+// ask runs fn on the worker's goroutine and returns its answer, or the zero
+// value if the worker does not answer in time.
+func ask[T any](w *pipeline.Worker, fn func(*pipeline.Worker) T) (v T) {
+	answer := make(chan T, 1)
+	w.Call(func() { answer <- fn(w) })
+	select {
+	case v = <-answer:
+	case <-time.After(2 * time.Second):
+	}
+	return v
+}
+
+// close takes everything down, in the reverse order of its making. If detach
+// is false, XDP stays as on_exit says.
+func (a *appliance) close(detach bool) error {
+	var errs []error
+	if a.server != nil {
+		errs = append(errs, a.server.Close())
+	}
+	if detach && a.steerer != nil {
+		errs = append(errs, a.steerer.Close())
+	}
+	a.stop()
+	for _, w := range a.waiters {
+		w.Wake()
+	}
+	a.running.Wait()
+	for _, w := range a.workers {
+		errs = append(errs, w.Close())
+	}
+	for _, w := range a.waiters {
+		errs = append(errs, w.Close())
+	}
+	for _, port := range a.queues {
+		for _, q := range port {
+			if q != nil { // nil after a failure half-way
+				errs = append(errs, q.Close())
+			}
+		}
+	}
+	if !detach && a.steerer != nil {
+		errs = append(errs, a.steerer.Leave())
+	}
+	if detach {
+		for _, n := range a.nics {
+			if _, exists := linkState(n.ifindex); exists {
+				errs = append(errs, n.setPromisc(false))
+			}
+		}
+	}
+	if a.memory != nil {
+		errs = append(errs, a.memory.Close())
+	}
+	if a.record != nil {
+		errs = append(errs, a.record.Close())
+	}
+	if a.lock != nil {
+		errs = append(errs, a.lock.Close())
+	}
+	return errors.Join(errs...)
+}

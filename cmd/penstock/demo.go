@@ -1,0 +1,3 @@
+package main
+
+func demoCommand(args []string) error { return nil }

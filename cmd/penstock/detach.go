@@ -1,0 +1,50 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"penstock/bpf"
+)
+
+// detachCommand removes the XDP program that an appliance has left behind with
+// on_exit = "open".
+func detachCommand(args []string) error {
+	fs := newFlags("detach", "FILE")
+	files, err := parse(fs, args)
+	if err != nil {
+		return err
+	}
+	if len(files) != 1 {
+		return usagef("want the configuration file of the appliance that has gone, got %d files", len(files))
+	}
+	cfg, err := loadConfig(files[0])
+	if err != nil {
+		return err
+	}
+	name := cfg.Appliance.Name
+	f, err := os.OpenFile(lockPath(name), os.O_RDONLY|os.O_CREATE, 0o644)
+	if err == nil {
+		defer f.Close()
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+			return fmt.Errorf("the appliance %q still runs: stop it first", name)
+		}
+	}
+	if cfg.Appliance.Pins == "" {
+		return nil
+	}
+	if err := bpf.Cleanup(cfg.Appliance.Pins, name); err != nil {
+		return err
+	}
+	for _, p := range cfg.Ports {
+		if n, err := findNIC(p); err == nil {
+			n.promisc = true // that instance had turned it on
+			if err := n.setPromisc(false); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

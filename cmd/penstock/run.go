@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"penstock/internal/config"
+)
+
+func runCommand(args []string) error {
+	fs := newFlags("run", "[--log-level LEVEL] FILE")
+	level := fs.String("log-level", "info", "debug, info, warn or error")
+	files, err := parse(fs, args)
+	if err != nil {
+		return err
+	}
+	if len(files) != 1 {
+		return usagef("want one configuration file, got %d", len(files))
+	}
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(*level)); err != nil {
+		return usagef("--log-level: want debug, info, warn or error, got %q", *level)
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l}))
+	cfg, err := loadConfig(files[0])
+	if err != nil {
+		return err
+	}
+
+	// From here on a signal ends the start as well as the run.
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+
+	a, err := startAppliance(cfg, log)
+	if err != nil {
+		return err
+	}
+	for i, n := range a.nics {
+		var modes []string
+		for _, q := range a.queues[i] {
+			modes = append(modes, q.Info().Mode)
+		}
+		log.Info("port is open", "port", cfg.Ports[i].Name, "interface", n.name, "xdp", a.xdp[i], "queues", len(n.queues),
+			"sockets", strings.Join(modes, ","))
+	}
+	log.Info("appliance runs", "name", cfg.Appliance.Name, "config", cfg.File, "workers", len(a.workers), "control", cfg.Appliance.Control)
+
+	for {
+		select {
+		case err := <-a.failed:
+			return fmt.Errorf("run: %w", joinClose(err, a.close(cfg.Appliance.OnExit != config.OnExitOpen)))
+		case sig := <-signals:
+			if sig == syscall.SIGHUP {
+				if err := a.record.Reopen(); err != nil {
+					log.Error("records are not reopened", "err", err)
+				}
+				continue
+			}
+			return a.shutdown(sig, signals)
+		}
+	}
+}
+
+// shutdown drains and leaves the wire as on_exit says. A second signal ends
+// the draining.
+func (a *appliance) shutdown(sig os.Signal, signals <-chan os.Signal) error {
+	timeout := time.Duration(a.cfg.Appliance.DrainTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	go func() {
+		select {
+		case <-signals:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	a.log.Info("draining", "signal", sig.String(), "for_at_most", timeout)
+	left := a.drain(ctx)
+	status := a.Status()
+	open := a.cfg.Appliance.OnExit == config.OnExitOpen
+	err := a.close(!open)
+	wire := "cut: XDP is detached"
+	if open {
+		wire = "connected: XDP goes on bridging"
+	}
+	t := status.Totals
+	a.log.Info("appliance has stopped", "connections_cut", left, "wire", wire,
+		"packets", t.Packets, "forwarded", t.Forwarded, "consumed", t.Consumed, "dropped", t.DroppedTotal())
+	return err
+}
+
+func joinClose(err, closing error) error {
+	if closing != nil {
+		return fmt.Errorf("%w; and on closing: %w", err, closing)
+	}
+	return err
+}

@@ -1,0 +1,188 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"time"
+
+	"penstock/bpf"
+	"penstock/internal/control"
+	"penstock/internal/wire"
+	"penstock/pipeline"
+)
+
+var _ control.Source = (*appliance)(nil)
+
+// Status implements control.Source.
+func (a *appliance) Status() control.Status {
+	a.mu.Lock()
+	draining := a.draining
+	a.mu.Unlock()
+	s := control.Status{
+		Name: a.cfg.Appliance.Name, Version: versionText(), PID: os.Getpid(), Config: a.cfg.File,
+		Mode: a.cfg.Appliance.Mode, OnExit: a.cfg.Appliance.OnExit, Started: a.started.UTC().Truncate(time.Second),
+		UptimeSeconds: time.Since(a.started).Seconds(), Draining: draining,
+	}
+	s.Ports = a.portStatus(&s)
+	for _, w := range a.workers {
+		ws := w.Stats()
+		s.Workers = append(s.Workers, ws)
+		s.Totals.Add(ws.Totals)
+		s.Frames.Total += ws.Pool.Total
+		s.Frames.Free += ws.Pool.Free
+		for i, c := range ws.Chains {
+			if i == len(s.Chains) {
+				d, stage, why := a.cfg.Chains[i].Spec.Depth()
+				if stage != "" {
+					why = fmt.Sprintf("%s: %s", stage, why)
+				}
+				s.Chains = append(s.Chains, control.Chain{Depth: d.String(), Why: why})
+			}
+			s.Chains[i].Add(c)
+		}
+	}
+	s.Frames.Size, s.Frames.HugePages = a.memory.Arena.FrameSize(), a.memory.UMEM.HugePages()
+	for _, p := range s.Ports {
+		for _, q := range p.Queues {
+			s.Frames.InFlight += q.InFlight
+		}
+	}
+	s.Flows.Limit = a.cfg.Appliance.MaxFlows
+	if n, err := a.countSteered(); err == nil {
+		s.Flows.Steered = n
+	} else {
+		s.Warnings = append(s.Warnings, err.Error())
+	}
+	for _, c := range s.Chains {
+		for _, st := range c.Stages {
+			s.Flows.Terminated += int(st.Counters["flows_active"])
+		}
+	}
+	for _, r := range a.record.Stats() {
+		s.Records = append(s.Records, control.Record{To: r.To, Written: r.Written, Dropped: r.Dropped})
+	}
+	return s
+}
+
+func (a *appliance) portStatus(s *control.Status) (ports []control.Port) {
+	counters, err := a.steerer.Counters()
+	if err != nil {
+		s.Warnings = append(s.Warnings, err.Error())
+	}
+	for i, n := range a.nics {
+		up, exists := linkState(n.ifindex)
+		p := control.Port{
+			Name: a.cfg.Ports[i].Name, Interface: n.name, Ifindex: n.ifindex, MTU: n.mtu, XDP: a.xdp[i].String(),
+			LinkUp: up, Reasons: map[string]control.Count{},
+		}
+		switch {
+		case !exists:
+			s.Warnings = append(s.Warnings, fmt.Sprintf("port %q: interface %s is gone; restart the appliance when it is back", p.Name, n.name))
+		case !up:
+			s.Warnings = append(s.Warnings, fmt.Sprintf("port %q: the link of %s is down", p.Name, n.name))
+		}
+		for _, q := range a.queues[i] {
+			p.Queues = append(p.Queues, control.Queue{PortInfo: q.Info(), PortStats: q.Stats()})
+		}
+		for _, c := range counters {
+			if c.Port == i && c.Packets > 0 {
+				sum := p.Reasons[c.Reason.String()]
+				sum.Packets += c.Packets
+				sum.Bytes += c.Bytes
+				p.Reasons[c.Reason.String()] = sum
+			}
+		}
+		ports = append(ports, p)
+	}
+	return ports
+}
+
+func (a *appliance) countSteered() (n int, err error) {
+	err = a.steerer.Flows(func(bpf.FlowEntry) bool { n++; return true })
+	return n / 2, err // an entry for each direction
+}
+
+// Flows implements control.Source: what XDP steers, and what the stages say of
+// the flows that they keep.
+func (a *appliance) Flows() ([]control.Flow, error) {
+	kept := make(map[wire.Flow]pipeline.FlowInfo)
+	for _, w := range a.workers {
+		for _, f := range ask(w, listFlows) {
+			key, _ := f.Flow.Canonical()
+			kept[key] = f
+		}
+	}
+	now, wall := bpf.Now(), time.Now().UnixNano()
+	var flows []control.Flow
+	index := make(map[bpf.FlowKey]int)
+	err := a.steerer.Flows(func(e bpf.FlowEntry) bool {
+		client := e.FlowKey
+		if e.Reply {
+			client = client.Reverse()
+		}
+		i, ok := index[client]
+		if !ok {
+			i = len(flows)
+			index[client] = i
+			f := a.describeFlow(client, int(e.Chain))
+			f.AgeSeconds = (now - e.Start).Seconds()
+			key, _ := wireFlow(client).Canonical()
+			if info, ok := kept[key]; ok {
+				f.Depth, f.State, f.Why = info.Depth.String(), info.State, info.Why
+				f.AgeSeconds = float64(wall-info.Start) / 1e9
+			}
+			flows = append(flows, f)
+		}
+		flows[i].Packets += e.Packets
+		flows[i].Bytes += e.Bytes
+		return true
+	})
+	return flows, err
+}
+
+func (a *appliance) describeFlow(k bpf.FlowKey, chain int) control.Flow {
+	f := control.Flow{
+		Client: netip.AddrPortFrom(k.Src, k.SrcPort).String(), Server: netip.AddrPortFrom(k.Dst, k.DstPort).String(),
+		Proto: protoName(k.Proto), Chain: fmt.Sprintf("chain %d", chain), Depth: pipeline.DepthForward.String(),
+	}
+	for _, id := range k.VLAN {
+		if id != 0 {
+			f.VLAN = append(f.VLAN, int(id))
+		}
+	}
+	if chain < len(a.cfg.Chains) {
+		depth, stage, why := a.cfg.Chains[chain].Spec.Depth()
+		f.Chain, f.Depth, f.Why = a.cfg.Chains[chain].Name, depth.String(), why
+		if stage != "" {
+			f.Why = stage + ": " + why
+		}
+	}
+	return f
+}
+
+func protoName(p uint8) string {
+	switch p {
+	case wire.ProtoTCP:
+		return "tcp"
+	case wire.ProtoUDP:
+		return "udp"
+	case wire.ProtoICMP, wire.ProtoICMPv6:
+		return "icmp"
+	}
+	return strconv.Itoa(int(p))
+}
+
+func wireFlow(k bpf.FlowKey) wire.Flow {
+	return wire.Flow{
+		Src: k.Src.As16(), Dst: k.Dst.As16(), SrcPort: k.SrcPort, DstPort: k.DstPort, VLAN: k.VLAN, Proto: k.Proto, V6: k.Src.Is6(),
+	}
+}
+
+func listFlows(w *pipeline.Worker) (all []pipeline.FlowInfo) {
+	for _, c := range w.Chains() {
+		c.Flows(func(f pipeline.FlowInfo) { all = append(all, f) })
+	}
+	return all
+}

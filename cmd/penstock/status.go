@@ -1,0 +1,177 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"penstock/internal/control"
+)
+
+const defaultControl = "/run/penstock/control.sock"
+
+// client reads the flags common to the commands that talk to a running
+// appliance.
+func client(name string, args []string) (c *control.Client, asJSON bool, err error) {
+	fs := newFlags(name, "[--control PATH] [--json]")
+	path := fs.String("control", defaultControl, "control socket of the appliance")
+	fs.BoolVar(&asJSON, "json", false, "print JSON")
+	rest, err := parse(fs, args)
+	if err != nil {
+		return nil, false, err
+	}
+	if len(rest) > 0 {
+		return nil, false, usagef("want no arguments, got %q", rest)
+	}
+	return control.NewClient(*path), asJSON, nil
+}
+
+func statusCommand(args []string) error {
+	c, asJSON, err := client("status", args)
+	if err != nil {
+		return err
+	}
+	s, err := c.Status()
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return printJSON(s)
+	}
+	printStatus(os.Stdout, s)
+	return nil
+}
+
+func flowsCommand(args []string) error {
+	c, asJSON, err := client("flows", args)
+	if err != nil {
+		return err
+	}
+	flows, err := c.Flows()
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		enc := json.NewEncoder(os.Stdout)
+		for _, f := range flows {
+			if err := enc.Encode(f); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	slices.SortFunc(flows, func(a, b control.Flow) int { return strings.Compare(a.Client, b.Client) })
+	tw := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(tw, "CLIENT\tSERVER\tPROTO\tCHAIN\tDEPTH\tSTATE\tAGE\tPACKETS\tBYTES\tWHY NOT HIGHER")
+	for _, f := range flows {
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", f.Client, f.Server, f.Proto, f.Chain, f.Depth, f.State,
+			time.Duration(f.AgeSeconds*float64(time.Second)).Round(time.Second), f.Packets, size(f.Bytes), f.Why)
+	}
+	return tw.Flush()
+}
+
+func printJSON(v any) error {
+	enc := json.NewEncoder(os.Stdout)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// size writes a number of bytes for people.
+func size(n uint64) string {
+	const units = "kMGTP"
+	if n < 1000 {
+		return fmt.Sprintf("%dB", n)
+	}
+	f := float64(n)
+	u := -1
+	for f >= 1000 && u < len(units)-1 {
+		f /= 1000
+		u++
+	}
+	return fmt.Sprintf("%.1f%cB", f, units[u])
+}
+
+func printStatus(out io.Writer, s control.Status) {
+	fmt.Fprintf(out, "%s: %s mode, up %s, process %d, version %s\n", s.Name, s.Mode,
+		time.Duration(s.UptimeSeconds*float64(time.Second)).Round(time.Second), s.PID, s.Version)
+	fmt.Fprintf(out, "config %s, on exit the wire stays %s\n", s.Config, s.OnExit)
+	if s.Draining {
+		fmt.Fprintln(out, "draining: no new connections are terminated")
+	}
+	for _, w := range s.Warnings {
+		fmt.Fprintln(out, "warning:", w)
+	}
+
+	tw := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(tw, "\nPORT\tINTERFACE\tLINK\tXDP\tQUEUE\tSOCKET\tRECEIVED\tSENT\tREFUSED\tFRAMES HELD")
+	for _, p := range s.Ports {
+		for i, q := range p.Queues {
+			name, ifc, link, xdp := p.Name, p.Interface, "down", p.XDP
+			if p.LinkUp {
+				link = "up"
+			}
+			if i > 0 {
+				name, ifc, link, xdp = "", "", "", ""
+			}
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%d\t%s\t%d pkt, %s\t%d pkt, %s\t%d\t%d\n", name, ifc, link, xdp, q.Queue, q.Mode,
+				q.RxPackets, size(q.RxBytes), q.TxPackets, size(q.TxBytes), q.TxRefused, q.InFlight)
+		}
+	}
+	tw.Flush()
+
+	fmt.Fprintln(tw, "\nIN XDP\tREASON\tPACKETS\tBYTES")
+	for _, p := range s.Ports {
+		for i, reason := range sortedKeys(p.Reasons) {
+			name := p.Name
+			if i > 0 {
+				name = ""
+			}
+			c := p.Reasons[reason]
+			fmt.Fprintf(tw, "%s\t%s\t%d\t%s\n", name, reason, c.Packets, size(c.Bytes))
+		}
+	}
+	tw.Flush()
+
+	fmt.Fprintln(tw, "\nCHAIN\tDEPTH\tSTAGE\tPACKETS\tCONTINUE\tDROP\tFORWARD\tCONSUME\tCOUNTERS")
+	for _, c := range s.Chains {
+		fmt.Fprintf(tw, "%s\t%s\t\t%d\t\t\t\t\t\n", c.Name, c.Depth, c.Packets)
+		for _, st := range c.Stages {
+			var counters []string
+			for _, name := range sortedKeys(st.Counters) {
+				if n := st.Counters[name]; n > 0 {
+					counters = append(counters, fmt.Sprintf("%s=%d", name, n))
+				}
+			}
+			fmt.Fprintf(tw, "\t\t%s\t%d\t%d\t%d\t%d\t%d\t%s\n", st.Kind, st.Packets, st.Continued, st.Dropped, st.Forwarded, st.Consumed,
+				strings.Join(counters, " "))
+		}
+	}
+	tw.Flush()
+
+	t := s.Totals
+	fmt.Fprintf(out, "\nin user space: %d packets = %d forwarded + %d consumed + %d dropped; %d made by stages, %d of them lost\n",
+		t.Packets, t.Forwarded, t.Consumed, t.DroppedTotal(), t.Emitted+t.EmitLost, t.EmitLost)
+	for _, reason := range sortedKeys(t.Dropped) {
+		fmt.Fprintf(out, "  dropped, %s: %d\n", reason, t.Dropped[reason])
+	}
+	f := s.Frames
+	fmt.Fprintf(out, "frames: %d = %d free + %d in the kernel + %d in hand, of %d bytes\n", f.Total, f.Free, f.InFlight, f.Total-f.Free-f.InFlight, f.Size)
+	fmt.Fprintf(out, "flows: %d steered (of at most %d), %d terminated\n", s.Flows.Steered, s.Flows.Limit, s.Flows.Terminated)
+	for _, r := range s.Records {
+		fmt.Fprintf(out, "records to %s: %d written, %d dropped\n", r.To, r.Written, r.Dropped)
+	}
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}

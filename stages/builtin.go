@@ -1,0 +1,17 @@
+// Package stages lists the stage kinds that Penstock is built with.
+//
+// Its one trap: a kind that is not in Builtin does not exist, whatever folders
+// lie beside this file. There is no registration by import.
+package stages
+
+import (
+	"penstock/pipeline"
+	"penstock/stages/http"
+)
+
+// Builtin returns the registry of all kinds.
+func Builtin() *pipeline.Registry {
+	r := &pipeline.Registry{}
+	pipeline.Register(r, http.Descriptor())
+	return r
+}

@@ -1,0 +1,26 @@
+#!/bin/sh
+# Installs the Debian packages that the tests and benchmarks use, when they are
+# missing and we are root. Elsewhere the tests that need them skip, loudly, or
+# fail under REQUIRE_PRIV=1.
+set -eu
+missing=
+need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
+need curl curl
+need wget wget
+need iperf3 iperf3
+need tshark tshark
+need ethtool ethtool
+need ip iproute2
+need haproxy haproxy
+need wrk wrk
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+	echo "packages: missing:$missing; install them to run all tests" >&2
+	exit 0
+fi
+echo "packages: installing$missing" >&2
+export DEBIAN_FRONTEND=noninteractive
+apt-get install -y -qq $missing >/dev/null 2>&1 || {
+	apt-get update -qq >/dev/null
+	apt-get install -y -qq $missing >/dev/null
+}

@@ -6,12 +6,14 @@ package stages
 
 import (
 	"penstock/pipeline"
+	"penstock/stages/acl"
 	"penstock/stages/http"
 )
 
 // Builtin returns the registry of all kinds.
 func Builtin() *pipeline.Registry {
 	r := &pipeline.Registry{}
+	pipeline.Register(r, acl.Descriptor())
 	pipeline.Register(r, http.Descriptor())
 	return r
 }

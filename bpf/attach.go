@@ -62,9 +62,8 @@ func (s *Steerer) Attach(port int) (Mode, error) {
 	if a.link != nil {
 		return 0, fmt.Errorf("attach %s: already attached", s.portName(port))
 	}
-	p := s.opts.Ports[port]
-	if err := s.attach(a, p); err != nil {
-		return 0, fmt.Errorf("attach %s: %w", s.portName(port), explainAttach(err, p.Ifindex))
+	if err := s.attach(a, port); err != nil {
+		return 0, fmt.Errorf("attach %s: %w", s.portName(port), explainAttach(err, s.opts.Ports[port].Ifindex))
 	}
 	return a.mode, nil
 }
@@ -76,35 +75,41 @@ func (s *Steerer) Fallback(port int) error {
 	return s.ports[port].why
 }
 
-func (s *Steerer) attach(a *attachment, p Port) error {
-	l, mode, why, err := attachXDP(a.prog, p)
+func (s *Steerer) attach(a *attachment, port int) error {
+	if done, err := s.takeOver(a, port); done || err != nil {
+		return err
+	}
+	l, mode, why, err := attachXDP(a.prog, s.opts.Ports[port])
 	if err != nil {
 		return err
+	}
+	if s.opts.PinRoot != "" {
+		if err := l.Pin(s.linkPin(port)); err != nil {
+			return errors.Join(fmt.Errorf("pin link: %w", err), detach(l))
+		}
 	}
 	a.link, a.mode, a.why = l, mode, why
 	return nil
 }
 
-func attachXDP(prog *ebpf.Program, p Port) (link.Link, Mode, error, error) {
+// attachXDP returns the link, the mode, why the mode is not the native one that was tried, and the error.
+func attachXDP(prog *ebpf.Program, p Port) (l link.Link, mode Mode, why, err error) {
 	try := func(flags link.XDPAttachFlags) (link.Link, error) {
 		return link.AttachXDP(link.XDPOptions{Program: prog, Interface: p.Ifindex, Flags: flags})
 	}
-	var native error
 	if p.Mode != ModeGeneric {
-		l, err := try(link.XDPDriverMode)
-		if err == nil {
+		if l, err = try(link.XDPDriverMode); err == nil {
 			return l, ModeNative, nil, nil
 		}
 		if p.Mode == ModeNative || isBusy(err) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENODEV) {
 			return nil, 0, nil, err
 		}
-		native = explainAttach(err, p.Ifindex)
+		why = explainAttach(err, p.Ifindex)
 	}
-	l, err := try(link.XDPGenericMode)
-	if err != nil {
-		return nil, 0, nil, errors.Join(err, native)
+	if l, err = try(link.XDPGenericMode); err != nil {
+		return nil, 0, nil, err
 	}
-	return l, ModeGeneric, native, nil
+	return l, ModeGeneric, why, nil
 }
 
 // isBusy: EBUSY is a program in the same mode, or another link; EEXIST is a program in the other mode.
@@ -123,7 +128,7 @@ func explainAttach(err error, ifindex int) error {
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("no permission; mend: run as root, or: setcap cap_bpf,cap_perfmon,cap_net_admin,cap_net_raw+ep FILE: %w", err)
 	case errors.Is(err, unix.ERANGE):
-		return fmt.Errorf("the MTU is too large for native XDP (a packet must fit into one page); mend: ip link set dev %s mtu 1500, on both ends of a veth pair: %w", name, err)
+		return fmt.Errorf("the MTU (%d, or that of its veth peer) is too large for native XDP (a packet must fit into one page); mend: ip link set dev %s mtu 1500, on both ends of a veth pair: %w", l.Attrs().MTU, name, err)
 	case errors.Is(err, unix.ENOSPC):
 		return fmt.Errorf("%s has %d receive queues, fewer than its veth peer has transmit queues; mend: ethtool -L %s rx N: %w",
 			name, l.Attrs().NumRxQueues, name, err)

@@ -59,7 +59,8 @@ static __always_inline bool is_pure_syn(const struct packet *p)
 }
 
 /* A SYN on a flow that has seen FIN or RST begins a new connection on the same ports: forget the old one's flags, or the
- * new one would be expired as closed. The chain stays. */
+ * new one would be expired as closed. The chain stays. A direction that is missing (its flow was being removed when it began) is
+ * put back. */
 static __noinline void flow_reopen(struct packet *p, struct flow *f, __u64 now)
 {
 	struct flow_key other_way;
@@ -67,21 +68,35 @@ static __noinline void flow_reopen(struct packet *p, struct flow *f, __u64 now)
 
 	flow_reverse(&p->key, &other_way);
 	r = bpf_map_lookup_elem(&flows, &other_way);
-	if (!((f->tcp_flags | (r ? r->tcp_flags : 0)) & (TCP_FIN | TCP_RST)))
-		return;
-	if (r) {
-		r->tcp_flags = 0;
-		r->start = now;
-		r->last_seen = now;
-		r->packets = 0;
-		r->bytes = 0;
-		r->reply = 1;
+	if (!r) {
+		struct flow reply = {
+			.start = f->start,
+			.last_seen = now,
+			.hash = f->hash,
+			.chain = f->chain,
+			.in_port = NO_PORT,
+			.action = ACTION_CHAIN,
+			.reply = !f->reply,
+		};
+
+		bpf_map_update_elem(&flows, &other_way, &reply, BPF_NOEXIST);
+		r = f;
 	}
+	if (!((f->tcp_flags | r->tcp_flags) & (TCP_FIN | TCP_RST)))
+		return;
+	r->tcp_flags = 0;
+	r->start = now;
+	r->last_seen = now;
+	r->packets = 0;
+	r->bytes = 0;
 	f->tcp_flags = 0;
 	f->start = now;
 	f->packets = 0;
 	f->bytes = 0;
-	f->reply = 0;
+	if (r != f) {
+		r->reply = 1;
+		f->reply = 0;
+	}
 }
 
 /* Counts p in its flow. Atomic, since RSS may move a flow from one queue to another, and veth does so freely. */

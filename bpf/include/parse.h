@@ -100,9 +100,10 @@ struct ip6_header {
 
 struct ip6_extension {
 	__u8 next;
-	__u8 length; /* units depend on the kind */
-	__be16 fragment;
-	__be32 fragment_id;
+	__u8 length;        /* unit depends on the header */
+	__u8 kind;          /* routing header; fragment header: offset and flags, upper byte */
+	__u8 segments_left; /* routing header; fragment header: lower byte */
+	__be32 fragment_id; /* fragment header */
 };
 
 struct tcp_header {
@@ -210,6 +211,26 @@ static __always_inline enum icmp_kind icmp_kind(__u8 proto, __u8 type)
 	return ICMP_OTHER;
 }
 
+/* A fragment of len bytes at an offset. header: what counts against the 64 KiB of the whole packet besides. Returns PARSED_FLOW
+ * for the first one, where parsing goes on, PARSED_FRAGMENT or PARSED_BAD. */
+static __always_inline int parse_fragment(struct packet *p, __u8 next, __u32 offset, __u32 len, __u32 header, bool more)
+{
+	if (!len || (more && len % 8) || header + offset + len > 0xffff)
+		return bad(p, REASON_IP_LENGTH);
+	/* RFC 3128: nothing honest puts a boundary inside the first 16 bytes of TCP. */
+	if (offset == 8 && next == PROTO_TCP)
+		return bad(p, REASON_TINY_FRAGMENT);
+	if (offset)
+		return PARSED_FRAGMENT;
+	p->fragment = 1;
+	return PARSED_FLOW;
+}
+
+static __always_inline bool is_extension(__u8 next)
+{
+	return next == PROTO_HOPOPTS || next == PROTO_ROUTING || next == PROTO_DSTOPTS || next == PROTO_AH || next == PROTO_FRAGMENT;
+}
+
 /* Walks IPv6 extension headers at offset at, of an IP packet with len bytes from there on. *p: key.proto is the kind of the first
  * in and the transport protocol out; at and len are those of the transport header. Returns PARSED_FLOW, PARSED_FRAGMENT
  * (nothing behind the fragment header can be read) or PARSED_BAD. */
@@ -226,14 +247,12 @@ __noinline int parse_extensions(struct xdp_md *ctx, struct packet *p, __u32 at, 
 		struct ip6_extension *x;
 		__u32 size;
 
-		if (next != PROTO_HOPOPTS && next != PROTO_ROUTING && next != PROTO_DSTOPTS && next != PROTO_AH && next != PROTO_FRAGMENT) {
-			p->key.proto = next;
-			p->at = at;
-			p->len = len;
-			return PARSED_FLOW;
-		}
+		if (!is_extension(next))
+			goto done;
+		if (i == MAX_IP6_EXTENSIONS)
+			break;
 		x = take(&c, sizeof(*x));
-		if (!x)
+		if (!x || len < sizeof(*x))
 			return cut(p);
 		if (next == PROTO_AH)
 			size = ((__u32)x->length + 2) * 4;
@@ -241,28 +260,41 @@ __noinline int parse_extensions(struct xdp_md *ctx, struct packet *p, __u32 at, 
 			size = sizeof(*x);
 		else
 			size = ((__u32)x->length + 1) * 8;
+		if (next == PROTO_HOPOPTS && i) /* RFC 8200, 4.1 */
+			break;
+		if (next == PROTO_ROUTING && x->segments_left) {
+			if (!x->kind) /* type 0: RFC 5095 */
+				break;
+			/* Not at its destination yet, and the address of that is not in the IPv6 header: no flow of ours. */
+			goto done;
+		}
+		if (next == PROTO_FRAGMENT && fragmented)
+			break;
 		if (size > len)
 			return cut(p);
 		len -= size;
 		at += size;
 		if (next == PROTO_FRAGMENT) {
-			__u16 f = bpf_ntohs(x->fragment);
+			__u32 f = (__u32)x->kind << 8 | x->segments_left;
 
-			if (fragmented)
-				return bad(p, REASON_IP6_EXTENSIONS);
 			fragmented = true;
-			p->fragment_id = x->fragment_id;
-			if (f & IP6_FRAGMENT_OFFSET) {
-				if ((f & IP6_FRAGMENT_OFFSET) + len > 0xffff)
-					return bad(p, REASON_IP_LENGTH);
-				return PARSED_FRAGMENT;
-			}
 			/* Offset 0 and no more: an atomic fragment is a whole packet (RFC 6946). */
-			p->fragment = f & IP6_MORE_FRAGMENTS;
+			if (f & (IP6_FRAGMENT_OFFSET | IP6_MORE_FRAGMENTS)) {
+				int r = parse_fragment(p, x->next, f & IP6_FRAGMENT_OFFSET, len, 0, f & IP6_MORE_FRAGMENTS);
+
+				p->fragment_id = x->fragment_id;
+				if (r != PARSED_FLOW)
+					return r;
+			}
 		}
 		next = x->next;
 	}
 	return bad(p, REASON_IP6_EXTENSIONS);
+done:
+	p->key.proto = next;
+	p->at = at;
+	p->len = len;
+	return PARSED_FLOW;
 }
 
 /* The packet an ICMP error quotes, at offset at: its header and at least 8 bytes more, usually cut there. Fills key as that packet
@@ -392,7 +424,7 @@ static __always_inline int parse_ip4(struct xdp_md *ctx, struct packet *p, __u32
 	struct cursor c = cursor_at(ctx, at);
 	struct ip4_header *ip = take(&c, sizeof(*ip));
 	struct flow_key *k = &p->key;
-	__u32 size, len, offset;
+	__u32 size, len;
 	__u16 f;
 
 	if (!ip)
@@ -412,16 +444,11 @@ static __always_inline int parse_ip4(struct xdp_md *ctx, struct packet *p, __u32
 	k->proto = ip->proto;
 	f = bpf_ntohs(ip->fragment);
 	if (f & (IP4_FRAGMENT_OFFSET | IP4_MORE_FRAGMENTS)) {
-		offset = (f & IP4_FRAGMENT_OFFSET) * 8;
+		int r = parse_fragment(p, k->proto, (f & IP4_FRAGMENT_OFFSET) * 8, len, size, f & IP4_MORE_FRAGMENTS);
+
 		p->fragment_id = ip->id;
-		if (offset + len > 0xffff)
-			return bad(p, REASON_IP_LENGTH);
-		/* RFC 3128: nothing honest puts a boundary inside the first 16 bytes of TCP. */
-		if (offset == 8 && ip->proto == PROTO_TCP)
-			return bad(p, REASON_TINY_FRAGMENT);
-		if (offset)
-			return PARSED_FRAGMENT;
-		p->fragment = 1;
+		if (r != PARSED_FLOW)
+			return r;
 	}
 	return parse_transport(ctx, p, at + size, len);
 }
@@ -439,7 +466,8 @@ static __always_inline int parse_ip6(struct xdp_md *ctx, struct packet *p, __u32
 	if (ip->version_class >> 4 != 6)
 		return bad(p, REASON_IP_VERSION);
 	len = bpf_ntohs(ip->length);
-	if (c.pos + len > c.end)
+	/* No length and hop-by-hop options: a jumbogram (RFC 2675). */
+	if (c.pos + len > c.end || (!len && ip->next == PROTO_HOPOPTS))
 		return bad(p, REASON_IP_LENGTH);
 	k->family = 6;
 	__builtin_memcpy(k->src, ip->src, sizeof(k->src));

@@ -32,8 +32,8 @@
 	X(TRUNCATED)        /* a header does not fit into the frame or into its IP packet */                                               \
 	X(IP_VERSION)       /* the version nibble contradicts the ethertype */                                                             \
 	X(IP_HEADER_LENGTH) /* IPv4 header length below 20 bytes */                                                                        \
-	X(IP_LENGTH)        /* IP length beyond the frame, below its header, or a fragment that ends beyond 64 KiB */                      \
-	X(IP6_EXTENSIONS)   /* too many IPv6 extension headers, or two fragment headers */                                                 \
+	X(IP_LENGTH)        /* IP length beyond the frame or below its header, a jumbogram, a fragment of an impossible length */          \
+	X(IP6_EXTENSIONS)   /* more than eight IPv6 extension headers, a repeated or misplaced one, routing type 0 */                      \
 	X(TINY_FRAGMENT)    /* a fragment cut so that the transport header is split (RFC 1858, RFC 7112) */                                \
 	X(TCP_OFFSET)       /* TCP data offset below 20 bytes or beyond the segment */                                                     \
 	X(UDP_LENGTH)       /* UDP length below 8 bytes or beyond the IP packet */

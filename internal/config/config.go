@@ -179,7 +179,10 @@ func Parse(name string, src []byte, reg *pipeline.Registry) (*Config, Problems) 
 		return nil, d.syntax(d.ix.tooDeep, fmt.Sprintf("want at most %d levels of nesting and keys of at most %d parts", maxNesting, maxKeyParts))
 	}
 	root, offset, problem := parseTOML(text)
-	if problem != "" {
+	if problem != "" || d.ix.twice >= 0 {
+		if at := d.ix.twice; at >= 0 && (problem == "" || at <= offset) {
+			return nil, d.syntax(at, fmt.Sprintf("%s is defined already, in line %d", headerName(d.ix.first), d.ix.line(d.ix.first)))
+		}
 		return nil, d.syntax(offset, "syntax error: "+problem)
 	}
 	d.root = root

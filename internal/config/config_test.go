@@ -139,3 +139,15 @@ func TestTooLarge(t *testing.T) {
 		t.Errorf("got %v", problems)
 	}
 }
+
+func TestExplain(t *testing.T) {
+	golden(t, "testdata/explain/*.txt", func(t *testing.T, name, src string) string {
+		c := mustParse(t, name, src)
+		var b strings.Builder
+		c.Explain(&b)
+		if len(c.Warnings) > 0 {
+			b.WriteString("\nwarnings\n" + c.Warnings.Error() + "\n")
+		}
+		return b.String()
+	})
+}

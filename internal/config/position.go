@@ -26,17 +26,19 @@ type index struct {
 	at      map[string]int // byte offset by path
 	lines   []int          // byte offset of the beginning of each line
 	tooDeep int            // offset of what exceeds the bounds, or -1
+	twice   int            // offset of what is defined a second time, or -1
+	first   string         // path of what it collides with
 }
 
 // newIndex indexes src, which must not begin with a byte order mark.
 func newIndex(src string) *index {
-	ix := &index{src: src, at: map[string]int{}, lines: []int{0}, tooDeep: -1}
+	ix := &index{src: src, at: map[string]int{}, lines: []int{0}, tooDeep: -1, twice: -1}
 	for i := range len(src) {
 		if src[i] == '\n' {
 			ix.lines = append(ix.lines, i+1)
 		}
 	}
-	s := scanner{ix: ix, src: src, tables: map[string]int{}}
+	s := scanner{ix: ix, src: src, tables: map[string]int{}, defined: map[string]definition{}}
 	s.document()
 	return ix
 }
@@ -115,10 +117,50 @@ func isBareByte(c byte) bool {
 // scanner walks over a document. Every method makes progress or reports false,
 // after which the scan ends.
 type scanner struct {
-	ix     *index
-	src    string
-	i      int
-	tables map[string]int // elements so far of each array of tables
+	ix      *index
+	src     string
+	i       int
+	tables  map[string]int        // elements so far of each array of tables
+	defined map[string]definition // by path
+}
+
+// definition says how a path came to be. The TOML library lets some second
+// definitions pass and ignores one of the two; in a configuration that must
+// not go unseen.
+type definition uint8
+
+const (
+	byValue  definition = iota + 1 // key = value: complete, nothing may be added
+	byHeader                       // [key]
+	byArray                        // [[key]]
+	byDots                         // key.x = value
+	implied                        // [key.x]
+)
+
+// define notes how path is defined and reports whether it may be.
+func (s *scanner) define(path string, how definition, offset int) bool {
+	old := s.defined[path]
+	ok := old == 0
+	switch how {
+	case byHeader:
+		ok = ok || old == implied
+	case byArray:
+		ok = ok || old == byArray
+	case byDots:
+		ok = ok || old == byDots || old == implied
+		how = max(how, old)
+	case implied:
+		ok = ok || old != byValue
+		if old != 0 {
+			how = old
+		}
+	}
+	if !ok {
+		s.ix.twice, s.ix.first = offset, path
+		return false
+	}
+	s.defined[path] = how
+	return true
 }
 
 func (s *scanner) note(path string, offset int) {
@@ -197,8 +239,17 @@ func (s *scanner) header() (path string, ok bool) {
 	}
 	for n, part := range parts {
 		path = child(path, part)
+		last, how := n == len(parts)-1, implied
+		if last {
+			how = byHeader
+			if array {
+				how = byArray
+			}
+		}
+		if !s.define(path, how, start) {
+			return "", false
+		}
 		s.note(path, start)
-		last := n == len(parts)-1
 		if last && array {
 			s.tables[path]++
 		}
@@ -219,6 +270,13 @@ func (s *scanner) pair(path string, depth int) bool {
 	s.i++
 	for n, part := range parts {
 		path = child(path, part)
+		how := byDots
+		if n == len(parts)-1 {
+			how = byValue
+		}
+		if !s.define(path, how, offsets[n]) {
+			return false
+		}
 		s.note(path, offsets[n])
 	}
 	s.blank()

@@ -1,0 +1,234 @@
+package config
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"penstock/internal/units"
+	"penstock/pipeline"
+)
+
+// Explain writes the configuration as it will run, in words: the ports, where
+// flows go, and each chain with its stages, its depth and why.
+func (c *Config) Explain(w io.Writer) {
+	var b strings.Builder
+	c.explainAppliance(&b)
+	c.explainPorts(&b)
+	c.explainSteer(&b)
+	for i := range c.Chains {
+		c.explainChain(&b, pipeline.ChainID(i))
+	}
+	c.explainEvents(&b)
+	_, _ = io.WriteString(w, b.String()) // for a screen: nobody is left to tell
+}
+
+var words = map[string]string{
+	"on_exit.open":      "the wire stays connected without the appliance",
+	"on_exit.closed":    "the wire is cut without the appliance",
+	"midstream.bypass":  "TCP flows whose beginning nobody saw go past the chains",
+	"midstream.inspect": "TCP flows whose beginning nobody saw go to their chain all the same",
+	"midstream.drop":    "TCP flows whose beginning nobody saw are dropped",
+	"malformed.forward": "packets that cannot be parsed go to the other port",
+	"malformed.drop":    "packets that cannot be parsed are dropped",
+	"offload.auto":      "a flow leaves user space when no stage wants it",
+	"offload.never":     "flows stay in user space",
+}
+
+func (c *Config) explainAppliance(b *strings.Builder) {
+	a := &c.Appliance
+	names := make([]string, len(c.Ports))
+	for i, p := range c.Ports {
+		names[i] = p.Name
+	}
+	fmt.Fprintf(b, "%s: appliance %q, a %s between %s\n", c.File, a.Name, a.Mode, strings.Join(names, " and "))
+	workers := "one for each queue"
+	if a.Workers > 0 {
+		workers = strconv.Itoa(a.Workers)
+	}
+	rows := table{
+		{"on_exit", a.OnExit + ": " + words["on_exit."+a.OnExit]},
+		{"midstream", a.Midstream + ": " + words["midstream."+a.Midstream]},
+		{"malformed", a.Malformed + ": " + words["malformed."+a.Malformed]},
+		{"control", orNone(a.Control)},
+		{"metrics", orNone(a.Metrics)},
+		{"pins", orNone(a.Pins)},
+		{"workers", workers},
+		{"memory", fmt.Sprintf("%d frames of %v for each queue (%v), rings of %d", a.FramesPerQueue, a.FrameSize, units.Size(a.FramesPerQueue)*a.FrameSize, a.RingSize)},
+		{"max_flows", strconv.Itoa(a.MaxFlows)},
+		{"drain_timeout", a.DrainTimeout.String()},
+	}
+	rows.write(b)
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+func (c *Config) explainPorts(b *strings.Builder) {
+	b.WriteString("\nports\n")
+	var rows table
+	for _, p := range c.Ports {
+		rows = append(rows, []string{p.Name, "on " + p.Interface, p.Queues.String(), "xdp " + p.XDP, "zero_copy " + p.ZeroCopy})
+	}
+	rows.write(b)
+}
+
+// String returns "all queues" or "queues 0, 2".
+func (q Queues) String() string {
+	if q.All {
+		return "all queues"
+	}
+	s := make([]string, len(q.List))
+	for i, n := range q.List {
+		s[i] = strconv.Itoa(n)
+	}
+	if len(s) == 1 {
+		return "queue " + s[0]
+	}
+	return "queues " + strings.Join(s, ", ")
+}
+
+func (c *Config) explainSteer(b *strings.Builder) {
+	b.WriteString("\nsteer: the first match wins\n")
+	var rows table
+	for i := range c.Steer {
+		s := &c.Steer[i]
+		rows = append(rows, []string{strconv.Itoa(i + 1), c.Match(s), "-> " + c.TargetName(s.To)})
+	}
+	rest := "everything"
+	if len(rows) > 0 {
+		rest = "everything else"
+	}
+	rows = append(rows, []string{"", rest, "-> bypass"})
+	rows.write(b)
+}
+
+// Match returns what a steer rule matches, in words.
+func (c *Config) Match(s *Steer) string {
+	proto := s.Proto
+	if proto == "any" {
+		proto = "anything"
+		if s.SrcPort != nil || s.DstPort != nil {
+			proto = "tcp or udp" // the protocols that have ports
+		}
+	}
+	parts := []string{proto}
+	if int(s.From) < len(c.Ports) {
+		parts[0] += " from port " + c.Ports[s.From].Name
+	}
+	add := func(what string, n int, at func(i int) string) {
+		if n == 0 {
+			return
+		}
+		const most = 4
+		some := make([]string, min(n, most))
+		for i := range some {
+			some[i] = at(i)
+		}
+		text := strings.Join(some, " or ")
+		if n > most {
+			text += fmt.Sprintf(" or %d more", n-most)
+		}
+		parts = append(parts, what+" "+text)
+	}
+	add("src", len(s.Src), func(i int) string { return s.Src[i].String() })
+	add("dst", len(s.Dst), func(i int) string { return s.Dst[i].String() })
+	add("src_port", len(s.SrcPort), func(i int) string { return s.SrcPort[i].String() })
+	add("dst_port", len(s.DstPort), func(i int) string { return s.DstPort[i].String() })
+	return strings.Join(parts, ", ")
+}
+
+// TargetName returns "chain NAME", "bypass" or "drop".
+func (c *Config) TargetName(t Target) string {
+	switch {
+	case t.Action == ToBypass:
+		return "bypass"
+	case t.Action == ToChain && int(t.Chain) < len(c.Chains):
+		return "chain " + c.Chains[t.Chain].Name
+	}
+	return "drop"
+}
+
+var layers = map[pipeline.Layer]string{
+	pipeline.PacketLayer:   "packets",
+	pipeline.BoundaryLayer: "packets to streams",
+	pipeline.StreamLayer:   "streams",
+}
+
+func (c *Config) explainChain(b *strings.Builder, id pipeline.ChainID) {
+	ch := &c.Chains[id]
+	fmt.Fprintf(b, "\nchain %s\n", ch.Name)
+	var rows table
+	for i, st := range ch.Spec.Stages {
+		rows = append(rows, []string{strconv.Itoa(i + 1), st.Kind.Name, layers[st.Kind.Layer], st.Kind.Summary})
+	}
+	if len(rows) == 0 {
+		rows = table{{"no stages: every packet is forwarded"}}
+	}
+	rows.write(b)
+
+	depth, stage, why := ch.Spec.Depth()
+	if stage != "" {
+		why = stage + ": " + why
+	}
+	var from []string
+	for i, s := range c.Steer {
+		if s.To.Action == ToChain && s.To.Chain == id {
+			from = append(from, strconv.Itoa(i+1))
+		}
+	}
+	flows := "none: no steer rule leads here"
+	if len(from) > 0 {
+		flows = "steer " + strings.Join(from, ", ")
+	}
+	affinity := "each packet is handled where it arrives"
+	if ch.Spec.Affinity() {
+		affinity = "both directions of a flow meet in one worker"
+	}
+	table{
+		{"depth", fmt.Sprintf("%v (%s)", depth, why)},
+		{"offload", ch.Offload + ": " + words["offload."+ch.Offload]},
+		{"flows", flows},
+		{"workers", affinity},
+	}.write(b)
+}
+
+func (c *Config) explainEvents(b *strings.Builder) {
+	if len(c.Record) == 0 {
+		return
+	}
+	b.WriteString("\nevents\n")
+	var rows table
+	for _, r := range c.Record {
+		rows = append(rows, []string{strings.Join(r.Events, ", "), "-> " + r.To})
+	}
+	rows.write(b)
+}
+
+// table is rows of cells that are written in columns.
+type table [][]string
+
+func (t table) write(b *strings.Builder) {
+	var widths []int
+	for _, row := range t {
+		for i, cell := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+	for _, row := range t {
+		var line strings.Builder
+		for i, cell := range row {
+			fmt.Fprintf(&line, "  %-*s", widths[i], cell)
+		}
+		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+	}
+}

@@ -1,0 +1,134 @@
+package config
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+// samples are values for keys that have no default.
+var samples = map[string]string{
+	"port.name": `"NAME"`, "port.interface": `"NAME"`,
+	"steer.from": `"A"`, "steer.src": `["10.0.0.0/8"]`, "steer.dst": `["::/0", "10.0.0.1"]`,
+	"steer.src_port": `["1000-2000"]`, "steer.dst_port": `[80]`, "steer.to": `"C"`,
+	"chain.name": `"C"`, "chain.stage.kind": `"acl"`, "record.to": `"stdout"`,
+}
+
+// TestKeysAreThere writes a file with every documented key, at its default or
+// at a sample value, and wants it to be accepted.
+func TestKeysAreThere(t *testing.T) {
+	used := map[string]bool{}
+	var file strings.Builder
+	for _, table := range Tables() {
+		copies := []string{"A"}
+		if table.Name == "port" {
+			copies = append(copies, "B")
+		}
+		for _, name := range copies {
+			header := "[" + table.Name + "]"
+			if table.List {
+				header = "[" + header + "]"
+			}
+			fmt.Fprintln(&file, header)
+			for _, k := range table.Keys {
+				value, id := k.Default, table.Name+"."+k.Name
+				if s, ok := samples[id]; ok {
+					value, used[id] = strings.Replace(s, "NAME", name, 1), true
+				}
+				if k.Name == "proto" {
+					value = `"udp"`
+				}
+				fmt.Fprintf(&file, "%s = %s\n", k.Name, value)
+			}
+		}
+	}
+	c, problems := Parse("all.toml", []byte(file.String()), testRegistry())
+	if problems != nil {
+		t.Fatalf("%v\n%s", problems.Error(), file.String())
+	}
+	if want := defaultAppliance("penstock"); c.Appliance != want {
+		t.Errorf("the documented defaults give %+v, want %+v", c.Appliance, want)
+	}
+	for id := range samples {
+		if !used[id] {
+			t.Errorf("%s is not documented", id)
+		}
+	}
+}
+
+// TestKeysHold checks each documented restriction against the decoder.
+func TestKeysHold(t *testing.T) {
+	for _, k := range Keys() {
+		id := k.Table + "." + k.Name
+		if k.Help == "" || k.Type == "" || strings.Contains(k.Help, "\n") {
+			t.Errorf("%s: want a type and one line of help, got %+v", id, k)
+		}
+		if k.Required && k.Default != "" {
+			t.Errorf("%s is required and has a default", id)
+		}
+		header := "[" + k.Table + "]"
+		if k.List {
+			header = "[" + header + "]"
+		}
+		try := func(value string) (complaint string) {
+			_, problems := Parse("x", []byte(header+"\n"+k.Name+" = "+value+"\n"), testRegistry())
+			for _, p := range problems {
+				if strings.HasPrefix(p.Text, k.Name+": want") {
+					return p.Text
+				}
+			}
+			return ""
+		}
+		if len(k.Values) > 0 {
+			if got := try(`"nonsense"`); !strings.HasPrefix(got, k.Name+": want "+choice(k.Values)) {
+				t.Errorf("%s: a wrong value gives %q", id, got)
+			}
+			for _, v := range k.Values {
+				if got := try(`"` + v + `"`); got != "" {
+					t.Errorf("%s: the documented value %q gives %q", id, v, got)
+				}
+			}
+		}
+		if k.Max != "" {
+			if got := try(k.Max + "0"); got == "" {
+				t.Errorf("%s: ten times the maximum is accepted", id)
+			}
+			if got := try(k.Max); strings.Contains(got, "want an integer") {
+				t.Errorf("%s: the maximum gives %q", id, got)
+			}
+		}
+	}
+}
+
+// TestDefaultsFollowName: two appliances on one machine do not meet.
+func TestDefaultsFollowName(t *testing.T) {
+	c := mustParse(t, "x", ports+"[appliance]\nname = \"edge2\"\n")
+	if c.Appliance.Control != "/run/edge2/control.sock" || c.Appliance.Pins != "/sys/fs/bpf/edge2" {
+		t.Errorf("got %+v", c.Appliance)
+	}
+	c = mustParse(t, "x", ports+"[appliance]\nname = \"edge2\"\npins = \"\"\ncontrol = \"/a\"\nmetrics = \"\"\n")
+	if c.Appliance.Control != "/a" || c.Appliance.Pins != "" || c.Appliance.Metrics != "" {
+		t.Errorf("got %+v", c.Appliance)
+	}
+}
+
+const ports = "[[port]]\nname = \"lan\"\ninterface = \"eth1\"\n[[port]]\nname = \"wan\"\ninterface = \"eth2\"\n"
+
+// TestDefaultsAreStated: what setDefaults sets is what Keys says.
+func TestDefaultsAreStated(t *testing.T) {
+	want := map[string]string{
+		"port.queues": `"all"`, "port.xdp": `"auto"`, "port.zero_copy": `"auto"`, "steer.proto": `"any"`,
+		"chain.offload": `"auto"`, "record.events": `["all"]`, "appliance.frame_size": `"2KiB"`, "appliance.workers": "0",
+		"appliance.drain_timeout": `"10s"`, "appliance.mode": `"bridge"`,
+	}
+	got := map[string]string{}
+	for _, k := range Keys() {
+		if _, ok := want[k.Table+"."+k.Name]; ok {
+			got[k.Table+"."+k.Name] = k.Default
+		}
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}

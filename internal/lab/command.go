@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"sync"
 	"syscall"
@@ -72,7 +73,7 @@ func (c *Cmd) Start() error {
 		c.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	c.SysProcAttr.Pdeathsig = syscall.SIGKILL
-	c.SysProcAttr.Setpgid = true
+	c.SysProcAttr.Setpgid = !c.SysProcAttr.Setsid // a session brings a group of its own
 
 	started := make(chan error, 1)
 	spawn(func() bool {
@@ -171,7 +172,7 @@ func (c *Cmd) CombinedOutput() ([]byte, error) {
 // Terminate sends SIGTERM, after grace SIGKILL, to the process group and waits for
 // the process. It returns what Wait returns.
 func (c *Cmd) Terminate(grace time.Duration) error {
-	if err := c.signalGroup(unix.SIGTERM); err != nil && !errors.Is(err, errNotRunning) {
+	if err := c.signalGroup(unix.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
 	timer := time.NewTimer(grace)
@@ -184,14 +185,12 @@ func (c *Cmd) Terminate(grace time.Duration) error {
 	return c.Wait()
 }
 
-var errNotRunning = errors.New("the process is not running")
-
 // signalGroup signals the process group as long as its id cannot belong to another.
 func (c *Cmd) signalGroup(sig syscall.Signal) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.Process == nil || c.reaped {
-		return errNotRunning
+		return os.ErrProcessDone
 	}
 	if err := unix.Kill(-c.Process.Pid, sig); err != nil && err != unix.ESRCH {
 		return fmt.Errorf("signal %s: %w", c.Path, err)

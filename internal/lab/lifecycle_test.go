@@ -3,7 +3,6 @@ package lab_test
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -284,36 +283,4 @@ func openFiles(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return len(entries)
-}
-
-func TestTopologyAddresses(t *testing.T) {
-	l := labtest.NewForTest(t)
-	top, err := l.Inline(lab.InlineOptions{Addrs4: 2, Addrs6: 1, StaticNeigh: true, Bridge: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The extra addresses are real: a dial from each arrives from it.
-	for _, c := range []struct{ from, to string }{
-		{"10.77.0.3:0", "10.77.0.2:80"}, {"10.77.0.4:0", "10.77.0.2:80"}, {"[fd77::3]:0", "[fd77::2]:80"},
-	} {
-		ln, err := top.Server.Listen("tcp", c.to)
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn, err := top.Client.DialFrom(t.Context(), "tcp", c.from, c.to)
-		if err != nil {
-			t.Fatal(err)
-		}
-		peer, err := ln.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		want := netip.MustParseAddrPort(c.from).Addr()
-		if got := netip.MustParseAddrPort(peer.RemoteAddr().String()).Addr(); got != want {
-			t.Errorf("server saw %s, want %s", got, want)
-		}
-		conn.Close()
-		peer.Close()
-		ln.Close()
-	}
 }

@@ -39,6 +39,11 @@ type VethOptions struct {
 	// NoMerge keeps GRO on for its NAPI but never lets it merge packets: what a tap
 	// reads on the receiving side are then the frames of the wire.
 	NoMerge bool
+	// Backpressure makes a sender wait while the other end's ring (256 frames) is full,
+	// instead of dropping: each end gets a pfifo queue. It holds for local sockets, kernel
+	// forwarding and AF_XDP transmission, not for XDP redirects. It needs Linux
+	// 6.16, whose stable series stalled such a link at times until 6.17.9.
+	Backpressure bool
 }
 
 // Veth joins two namespaces (or one with itself) by a veth pair, gives both ends
@@ -61,24 +66,31 @@ func (l *Lab) veth(a, b End, o VethOptions) error {
 
 	// Both ends are born where they live, so their names clash with nothing else on
 	// the machine and the namespaces' default sysctls hold for them.
-	b.NS.mu.RLock()
-	if b.NS.file == nil {
-		b.NS.mu.RUnlock()
-		return errClosed(l)
-	}
-	err := a.NS.withNetlink(func(nl *netlink.Handle) error {
-		return nl.LinkAdd(&netlink.Veth{
-			LinkAttrs: attrs, PeerName: b.Name, PeerHardwareAddr: b.MAC,
-			PeerNumTxQueues: uint32(queues), PeerNumRxQueues: uint32(queues), PeerMTU: uint32(mtu),
-			PeerNamespace: netlink.NsFd(b.NS.file.Fd()),
-		})
-	})
-	b.NS.mu.RUnlock()
+	peer, err := b.NS.handle()
 	if err != nil {
 		return err
 	}
+	defer peer.Close()
+	err = a.NS.withNetlink(func(nl *netlink.Handle) error {
+		return nl.LinkAdd(&netlink.Veth{
+			LinkAttrs: attrs, PeerName: b.Name, PeerHardwareAddr: b.MAC,
+			PeerNumTxQueues: uint32(queues), PeerNumRxQueues: uint32(queues), PeerMTU: uint32(mtu),
+			PeerNamespace: netlink.NsFd(peer.Fd()),
+		})
+	})
+	if err != nil {
+		return err
+	}
+	// Both ends are configured before either is up: a veth learns whether it can send
+	// redirected frames (its peer has NAPI) when it comes up, not when the peer's GRO is
+	// turned on while that is down (drivers/net/veth.c, veth_set_features).
 	for _, end := range []End{a, b} {
 		if err := end.configure(o); err != nil {
+			return err
+		}
+	}
+	for _, end := range []End{a, b} {
+		if err := end.NS.SetLink(end.Name, true); err != nil {
 			return err
 		}
 	}
@@ -97,10 +109,10 @@ func (l *Lab) veth(a, b End, o VethOptions) error {
 	return nil
 }
 
-// configure sets an end's offloads and brings it up.
+// configure sets an end's offloads and queue.
 func (e End) configure(o VethOptions) error {
 	if e.NoIPv6 {
-		if err := e.NS.Sysctl("net/ipv6/conf/"+e.Name+"/disable_ipv6", "1"); err != nil {
+		if err := e.NS.disableIPv6(e.Name); err != nil {
 			return err
 		}
 	}
@@ -121,7 +133,21 @@ func (e End) configure(o VethOptions) error {
 			return err
 		}
 	}
-	return e.NS.SetLink(e.Name, true)
+	if o.Backpressure {
+		return e.NS.addFIFO(e.Name)
+	}
+	return nil
+}
+
+// addFIFO gives an interface a queue; a veth has none by default and drops what its
+// peer cannot take.
+func (n *NS) addFIFO(name string) error {
+	return n.onLink(name, "add queue to", func(nl *netlink.Handle, link netlink.Link) error {
+		return nl.QdiscReplace(&netlink.GenericQdisc{
+			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
+			QdiscType:  "pfifo",
+		})
+	})
 }
 
 // Bridge puts ports behind a new kernel bridge that is up: what the appliance is
@@ -144,12 +170,26 @@ func (n *NS) Bridge(name string, ports ...string) error {
 				return fmt.Errorf("add port %s: %w", p, err)
 			}
 		}
-		return nl.LinkSetUp(br)
+		return nil
 	})
+	if err == nil {
+		err = n.disableIPv6(name)
+	}
+	if err == nil {
+		err = n.SetLink(name, true)
+	}
 	if err != nil {
 		return fmt.Errorf("create bridge %s in %s: %w", name, n.name, err)
 	}
 	return nil
+}
+
+// disableIPv6 makes an interface silent: no link-local address, no reports.
+func (n *NS) disableIPv6(name string) error {
+	if !HaveIPv6() {
+		return nil
+	}
+	return n.Sysctl("net/ipv6/conf/"+name+"/disable_ipv6", "1")
 }
 
 // SetLink sets an interface up or down.

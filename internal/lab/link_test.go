@@ -4,12 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"io"
 	"net/netip"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -308,99 +304,6 @@ func TestNoMerge(t *testing.T) {
 		if missed, err := tap.Missed(); missed > 0 || err != nil {
 			t.Errorf("tap missed %d, %v", missed, err)
 		}
-	}
-}
-
-func TestThreadedNAPI(t *testing.T) {
-	a, b := pair(t, lab.VethOptions{Queues: 2})
-	tids, err := b.SetThreadedNAPI("eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	others, err := a.SetThreadedNAPI("eth0") // of the same name
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(tids) != 2 || len(others) != 2 {
-		t.Fatalf("threads %v and %v, want one for each of two queues", tids, others)
-	}
-	for _, tid := range slices.Concat(tids, others) {
-		comm, err := os.ReadFile("/proc/" + strconv.Itoa(tid) + "/comm")
-		if err != nil || !strings.HasPrefix(string(comm), "napi/eth0-") {
-			t.Errorf("thread %d is called %q (%v)", tid, comm, err)
-		}
-		if slices.Contains(tids, tid) && slices.Contains(others, tid) {
-			t.Errorf("thread %d serves both ends", tid)
-		}
-		if err := lab.PinThread(tid, 0); err != nil {
-			t.Error(err)
-		}
-		var set unix.CPUSet
-		if err := unix.SchedGetaffinity(tid, &set); err != nil || set.Count() != 1 || !set.IsSet(0) {
-			t.Errorf("thread %d may run on %d cpus (%v), want cpu 0", tid, set.Count(), err)
-		}
-	}
-	before, err := lab.CPUTime(nil, tids)
-	if err != nil {
-		t.Fatal(err)
-	}
-	exchangeTCP(t, a, b, netip.MustParseAddrPort("10.1.0.2:7001"))
-	after, err := lab.CPUTime(nil, tids)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if after <= before {
-		t.Errorf("NAPI threads used %v before and %v after the transfer", before, after)
-	}
-	if err := a.SetOffload("eth0", map[string]bool{"gro": false}); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := a.NAPIThreads("eth0"); err != nil || len(got) != 0 {
-		t.Errorf("threads without NAPI: %v, %v; want none", got, err)
-	}
-}
-
-func TestCPUTime(t *testing.T) {
-	l := labtest.NewForTest(t)
-	n, err := l.NS("a")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := inNS(t.Context(), n, "cat")
-	in, err := c.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Stdout = io.Discard
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	pid := []int{c.Process.Pid}
-	if err := lab.PinProcess(pid[0], 0); err != nil {
-		t.Error(err)
-	}
-	start := time.Now()
-	before, err := lab.CPUTime(pid, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := in.Write(make([]byte, 32<<20)); err != nil {
-		t.Fatal(err)
-	}
-	after, err := lab.CPUTime(pid, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// On one CPU it cannot have run for longer than this took.
-	if used, wall := after-before, time.Since(start); used <= 0 || used > wall+10*time.Millisecond {
-		t.Errorf("32 MiB through cat on one CPU: %v of CPU in %v", used, wall)
-	}
-	in.Close()
-	if err := c.Wait(); err != nil {
-		t.Error(err)
-	}
-	if _, err := lab.CPUTime(pid, nil); err == nil {
-		t.Error("CPUTime of a dead process: no error")
 	}
 }
 

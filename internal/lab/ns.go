@@ -110,20 +110,27 @@ func (n *NS) setUp() error {
 		}
 		n.nl = nl
 		for _, s := range []struct{ key, value string }{
+			// IPv4 settings are copied from the first namespace, which may forward or
+			// filter. This one first: it changes others.
+			{"net/ipv4/ip_forward", "0"},
+			{"net/ipv4/conf/default/rp_filter", "0"},
+			{"net/ipv4/conf/all/rp_filter", "0"},
+			{"net/ipv4/conf/all/arp_ignore", "1"},
+			{"net/ipv4/conf/all/arp_announce", "2"},
 			// "default" is what links created later start with. DAD would keep IPv6
-			// addresses unusable for a second, and a kernel without IPv6 has no files.
+			// addresses unusable for a second.
+			{"net/ipv6/conf/default/disable_ipv6", "0"},
+			{"net/ipv6/conf/all/disable_ipv6", "0"},
 			{"net/ipv6/conf/default/accept_dad", "0"},
 			{"net/ipv6/conf/all/accept_dad", "0"},
 			{"net/ipv6/conf/default/accept_ra", "0"},
 			{"net/ipv6/conf/all/accept_ra", "0"},
 			{"net/ipv6/conf/default/router_solicitations", "0"},
-			{"net/ipv4/conf/default/rp_filter", "0"},
-			{"net/ipv4/conf/all/rp_filter", "0"},
-			{"net/ipv4/conf/all/arp_ignore", "1"},
-			{"net/ipv4/conf/all/arp_announce", "2"},
 		} {
-			err := writeSysctl(s.key, s.value)
-			if err != nil && !(os.IsNotExist(err) && strings.HasPrefix(s.key, "net/ipv6")) {
+			if strings.HasPrefix(s.key, "net/ipv6/") && !HaveIPv6() {
+				continue
+			}
+			if err := writeSysctl(s.key, s.value); err != nil {
 				return err
 			}
 		}
@@ -136,6 +143,20 @@ func (n *NS) setUp() error {
 		}
 		return nil
 	})
+}
+
+// handle returns a file of the namespace that the caller closes.
+func (n *NS) handle() (*os.File, error) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.file == nil {
+		return nil, errClosed(n.lab)
+	}
+	fd, err := unix.FcntlInt(n.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate namespace file: %w", err)
+	}
+	return os.NewFile(uintptr(fd), n.name), nil
 }
 
 // Do runs fn on an OS thread inside the namespace and returns its error. The thread
@@ -205,6 +226,15 @@ func (n *NS) enter() (back func() bool, err error) {
 // such as "net/ipv4/ip_forward".
 func (n *NS) Sysctl(key, value string) error {
 	return n.Do(func() error { return writeSysctl(key, value) })
+}
+
+var ipv6Dir = "/proc/sys/net/ipv6" // a test points it elsewhere
+
+// HaveIPv6 says whether this kernel has IPv6. Without it the topologies have IPv4
+// addresses only.
+func HaveIPv6() bool {
+	_, err := os.Stat(ipv6Dir)
+	return err == nil
 }
 
 func writeSysctl(key, value string) error {

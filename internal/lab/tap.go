@@ -267,7 +267,8 @@ func (n *NS) Raw(ifname string) (*Raw, error) {
 }
 
 // Write sends one frame, from the Ethernet header on and without FCS: at least 14
-// bytes, at most the MTU and the header (and a VLAN tag, if it has one).
+// bytes, at most the MTU and the header (and a VLAN tag, if it has one). ENOBUFS means
+// that the wire dropped it, because the other end's ring is full.
 func (r *Raw) Write(frame []byte) (int, error) {
 	n, err := r.file.Write(frame)
 	if errors.Is(err, syscall.EMSGSIZE) {

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 )
@@ -14,7 +15,8 @@ import (
 //	fd77::1/64                                              fd77::2/64
 //
 // The kernel of the appliance namespace forwards nothing: without a program that
-// carries frames from eth1 to eth2 (or InlineOptions.Bridge) the ends are apart.
+// carries frames from eth1 to eth2 (or InlineOptions.Bridge) the ends are apart. IPv6
+// addresses are the zero Addr if the kernel has no IPv6.
 type Inline struct {
 	Client, Appliance, Server *NS
 	ClientIP4, ClientIP6      netip.Addr
@@ -32,12 +34,16 @@ type InlineOptions struct {
 	StaticNeigh bool
 	// Bridge joins eth1 and eth2 by a kernel bridge "br0".
 	Bridge bool
-	// Addrs4 and Addrs6 are more addresses for the client, from 10.77.0.3 and fd77::3 on.
+	// Addrs4 and Addrs6 are more addresses for the client, from 10.77.0.3 and fd77::3
+	// on, up to 250 of each.
 	Addrs4, Addrs6 int
 }
 
 // Inline builds the topology.
 func (l *Lab) Inline(o InlineOptions) (*Inline, error) {
+	if max(o.Addrs4, o.Addrs6) > 250 {
+		return nil, fmt.Errorf("build inline topology: %d and %d more addresses, want at most 250", o.Addrs4, o.Addrs6)
+	}
 	t := &Inline{
 		ClientIf: "eth0", ServerIf: "eth0", LANIf: "eth1", WANIf: "eth2",
 		ClientIP4: netip.MustParseAddr("10.77.0.1"), ServerIP4: netip.MustParseAddr("10.77.0.2"),
@@ -47,16 +53,15 @@ func (l *Lab) Inline(o InlineOptions) (*Inline, error) {
 	if err := l.roleSpaces(map[string]**NS{"client": &t.Client, "appliance": &t.Appliance, "server": &t.Server}); err != nil {
 		return nil, err
 	}
-	client := []netip.Prefix{netip.PrefixFrom(t.ClientIP4, 24), netip.PrefixFrom(t.ClientIP6, 64)}
-	next := t.ServerIP4
-	for range o.Addrs4 {
-		next = next.Next()
-		client = append(client, netip.PrefixFrom(next, 24))
+	if !HaveIPv6() {
+		t.ClientIP6, t.ServerIP6, o.Addrs6 = netip.Addr{}, netip.Addr{}, 0
 	}
-	next = t.ServerIP6
-	for range o.Addrs6 {
-		next = next.Next()
-		client = append(client, netip.PrefixFrom(next, 64))
+	client, server := prefixes(t.ClientIP4, t.ClientIP6), prefixes(t.ServerIP4, t.ServerIP6)
+	for ip, i := t.ServerIP4.Next(), 0; i < o.Addrs4; ip, i = ip.Next(), i+1 {
+		client = append(client, prefixes(ip)...)
+	}
+	for ip, i := t.ServerIP6.Next(), 0; i < o.Addrs6; ip, i = ip.Next(), i+1 {
+		client = append(client, prefixes(ip)...)
 	}
 	err := l.Veth(
 		End{NS: t.Client, Name: t.ClientIf, MAC: t.ClientMAC, Addrs: client},
@@ -66,8 +71,7 @@ func (l *Lab) Inline(o InlineOptions) (*Inline, error) {
 	}
 	err = l.Veth(
 		End{NS: t.Appliance, Name: t.WANIf, MAC: macOf(77, 0x12), NoIPv6: true},
-		End{NS: t.Server, Name: t.ServerIf, MAC: t.ServerMAC,
-			Addrs: []netip.Prefix{netip.PrefixFrom(t.ServerIP4, 24), netip.PrefixFrom(t.ServerIP6, 64)}}, o.Veth)
+		End{NS: t.Server, Name: t.ServerIf, MAC: t.ServerMAC, Addrs: server}, o.Veth)
 	if err != nil {
 		return nil, err
 	}
@@ -77,8 +81,8 @@ func (l *Lab) Inline(o InlineOptions) (*Inline, error) {
 				return nil, err
 			}
 		}
-		for _, ip := range []netip.Addr{t.ServerIP4, t.ServerIP6} {
-			if err := t.Client.AddNeigh(t.ClientIf, ip, t.ServerMAC); err != nil {
+		for _, p := range server {
+			if err := t.Client.AddNeigh(t.ClientIf, p.Addr(), t.ServerMAC); err != nil {
 				return nil, err
 			}
 		}
@@ -128,44 +132,53 @@ func (l *Lab) Routed(o RoutedOptions) (*Routed, error) {
 	if err := l.roleSpaces(map[string]**NS{"client": &t.Client, "gateway": &t.Gateway, "server": &t.Server}); err != nil {
 		return nil, err
 	}
-	pair := func(v4, v6 netip.Addr) []netip.Prefix {
-		return []netip.Prefix{netip.PrefixFrom(v4, 24), netip.PrefixFrom(v6, 64)}
+	if !HaveIPv6() {
+		for _, ip := range []*netip.Addr{&t.ClientIP6, &t.LANIP6, &t.WANIP6, &t.ServerIP6} {
+			*ip = netip.Addr{}
+		}
 	}
 	err := l.Veth(
-		End{NS: t.Client, Name: t.ClientIf, MAC: macOf(78, 1), Addrs: pair(t.ClientIP4, t.ClientIP6)},
-		End{NS: t.Gateway, Name: t.LANIf, MAC: macOf(78, 0x11), Addrs: pair(t.LANIP4, t.LANIP6)}, o.Veth)
+		End{NS: t.Client, Name: t.ClientIf, MAC: macOf(78, 1), Addrs: prefixes(t.ClientIP4, t.ClientIP6)},
+		End{NS: t.Gateway, Name: t.LANIf, MAC: macOf(78, 0x11), Addrs: prefixes(t.LANIP4, t.LANIP6)}, o.Veth)
 	if err != nil {
 		return nil, err
 	}
 	err = l.Veth(
-		End{NS: t.Gateway, Name: t.WANIf, MAC: macOf(78, 0x12), Addrs: pair(t.WANIP4, t.WANIP6)},
-		End{NS: t.Server, Name: t.ServerIf, MAC: macOf(78, 2), Addrs: pair(t.ServerIP4, t.ServerIP6)}, o.Veth)
+		End{NS: t.Gateway, Name: t.WANIf, MAC: macOf(78, 0x12), Addrs: prefixes(t.WANIP4, t.WANIP6)},
+		End{NS: t.Server, Name: t.ServerIf, MAC: macOf(78, 2), Addrs: prefixes(t.ServerIP4, t.ServerIP6)}, o.Veth)
 	if err != nil {
 		return nil, err
 	}
-	all4, all6 := netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")
 	for _, r := range []struct {
 		ns  *NS
-		dst netip.Prefix
 		via netip.Addr
-	}{
-		{t.Client, all4, t.LANIP4}, {t.Client, all6, t.LANIP6},
-		{t.Server, all4, t.WANIP4}, {t.Server, all6, t.WANIP6},
-	} {
-		if err := r.ns.AddRoute(r.dst, r.via, "eth0"); err != nil {
+	}{{t.Client, t.LANIP4}, {t.Client, t.LANIP6}, {t.Server, t.WANIP4}, {t.Server, t.WANIP6}} {
+		if !r.via.IsValid() {
+			continue
+		}
+		all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if r.via.Is6() {
+			all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+		if err := r.ns.AddRoute(all, r.via, "eth0"); err != nil {
 			return nil, err
 		}
 	}
-	if !o.NoForward {
-		for _, key := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
-			if err := t.Gateway.Sysctl(key, "1"); err != nil {
-				return nil, err
-			}
+	if o.NoForward {
+		return t, nil
+	}
+	if err := t.Gateway.Sysctl("net/ipv4/ip_forward", "1"); err != nil {
+		return nil, err
+	}
+	if HaveIPv6() {
+		if err := t.Gateway.Sysctl("net/ipv6/conf/all/forwarding", "1"); err != nil {
+			return nil, err
 		}
 	}
 	return t, nil
 }
 
+// roleSpaces creates a namespace for each role.
 func (l *Lab) roleSpaces(roles map[string]**NS) error {
 	for role, at := range roles {
 		n, err := l.NS(role)
@@ -175,6 +188,19 @@ func (l *Lab) roleSpaces(roles map[string]**NS) error {
 		*at = n
 	}
 	return nil
+}
+
+// prefixes returns those of the addresses that are valid, in subnets of /24 or /64.
+func prefixes(ips ...netip.Addr) []netip.Prefix {
+	var ps []netip.Prefix
+	for _, ip := range ips {
+		if ip.Is4() {
+			ps = append(ps, netip.PrefixFrom(ip, 24))
+		} else if ip.Is6() {
+			ps = append(ps, netip.PrefixFrom(ip, 64))
+		}
+	}
+	return ps
 }
 
 // macOf returns a locally administered address that shows in a capture whose it is:

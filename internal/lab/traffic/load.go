@@ -101,9 +101,16 @@ func Load(ctx context.Context, o LoadOptions) (LoadResult, error) {
 	return r, nil
 }
 
+// over says whether the load's time is over. A dial fails at its context's deadline,
+// a moment before the context says so itself.
+func over(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
+}
+
 // begin says whether one more request may begin.
 func (l *load) begin(ctx context.Context) bool {
-	if ctx.Err() != nil || l.errors.Load() >= maxLoadErrors {
+	if over(ctx) || l.errors.Load() >= maxLoadErrors {
 		return false
 	}
 	return l.Requests <= 0 || l.left.Add(-1) >= 0
@@ -111,7 +118,7 @@ func (l *load) begin(ctx context.Context) bool {
 
 // failed counts an error, unless it is only the load's end.
 func (l *load) failed(ctx context.Context, err error) {
-	if ctx.Err() != nil {
+	if over(ctx) {
 		return
 	}
 	l.errors.Add(1)

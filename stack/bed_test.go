@@ -1,0 +1,269 @@
+package stack_test
+
+import (
+	"context"
+	"net/netip"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"penstock/internal/wire"
+	"penstock/pipeline"
+	"penstock/stack"
+)
+
+const (
+	lan = pipeline.PortID(0)
+	wan = pipeline.PortID(1)
+)
+
+// boundary is the least stage around a Stack, as the tcp stage is.
+type boundary struct {
+	*stack.Stack
+	now func() int64
+}
+
+func (b *boundary) Process(batch *pipeline.Batch) {
+	now := b.now()
+	for p := range batch.Live() {
+		b.Input(p, now)
+	}
+	b.Flush()
+}
+
+// bed is a worker between two ports:
+//
+//	client host -- lan port -- worker: tcp, streams -- wan port -- server host
+type bed struct {
+	t      testing.TB
+	worker *pipeline.Worker
+	stage  *boundary
+	pool   *pipeline.Pool
+	ports  [2]*wirePort
+	client *host
+	server *host
+	before int // goroutines
+	stop   func()
+}
+
+// wirePort is a memory port whose cable ends in a host. It keeps what passes.
+type wirePort struct {
+	*pipeline.MemoryPort
+
+	mu      sync.Mutex
+	deliver func(frame []byte)
+	seen    []seenFrame
+	keep    int
+	lose    func(frame []byte, in bool) bool // true: the cable loses it
+}
+
+type seenFrame struct {
+	in    bool // from the host to the worker
+	frame []byte
+}
+
+func (w *wirePort) note(frame []byte, in bool) (lost bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.lose != nil && w.lose(frame, in) {
+		return true
+	}
+	if len(w.seen) < w.keep {
+		w.seen = append(w.seen, seenFrame{in, slices.Clone(frame)})
+	}
+	return false
+}
+
+// send puts a frame on the cable toward the worker.
+func (w *wirePort) send(frame []byte) {
+	if !w.note(frame, true) {
+		w.Inject(frame)
+	}
+}
+
+// Transmit hands frames to the host at the other end.
+func (w *wirePort) Transmit(pkts []*pipeline.Packet) int {
+	n := w.MemoryPort.Transmit(pkts)
+	w.mu.Lock()
+	deliver := w.deliver
+	w.mu.Unlock()
+	for _, f := range w.Sent() {
+		if !w.note(f, false) && deliver != nil {
+			deliver(f)
+		}
+	}
+	return n
+}
+
+// frames returns what has passed so far.
+func (w *wirePort) frames() []seenFrame {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.seen)
+}
+
+type bedOptions struct {
+	options func(*stack.Options)
+	streams []pipeline.StreamStage
+	vlan    []uint16
+	frames  int
+	lose    func(frame []byte, in bool) bool // on the wan cable
+	noRun   bool
+	noHosts bool
+}
+
+func newBed(t testing.TB, o bedOptions) *bed {
+	t.Helper()
+	b := &bed{t: t, before: runtime.NumGoroutine()}
+	frames := o.frames
+	if frames == 0 {
+		frames = 4096
+	}
+	const frameSize = 2048
+	arena, err := pipeline.NewArena(make([]byte, frames*frameSize), frameSize, 64, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.pool = arena.Pool(0)
+	waiter := pipeline.NewChanWaiter()
+	infos := []pipeline.PortInfo{{ID: lan, Name: "lan", MTU: 1500}, {ID: wan, Name: "wan", MTU: 1500}}
+	ports := make([]pipeline.Port, 2)
+	for i := range b.ports {
+		m := pipeline.NewMemoryPort(infos[i], b.pool, 1<<16)
+		m.SetWaiter(waiter)
+		b.ports[i] = &wirePort{MemoryPort: m, keep: 1 << 15}
+		ports[i] = b.ports[i]
+	}
+	b.ports[wan].lose = o.lose
+	b.worker = pipeline.NewWorker(pipeline.WorkerOptions{Ports: ports, Infos: infos, Pool: b.pool, Waiter: waiter})
+	var r pipeline.Registry
+	pipeline.Register(&r, pipeline.Descriptor[struct{}]{Kind: "tcp", Affinity: true,
+		NewBoundary: func(_ struct{}, env *pipeline.Env, _ []pipeline.StreamStage, _ []string) (pipeline.Stage, error) {
+			so := stack.DefaultOptions()
+			so.Streams = o.streams
+			if o.options != nil {
+				o.options(&so)
+			}
+			s, err := stack.New(env, so)
+			if err != nil {
+				return nil, err
+			}
+			b.stage = &boundary{s, env.Now}
+			return b.stage, nil
+		}})
+	kind := r.Lookup("tcp")
+	spec := pipeline.ChainSpec{Name: "test", Stages: []pipeline.StageSpec{{Kind: kind, Config: kind.NewConfig()}}}
+	chain, err := spec.Build(b.worker.Env())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.worker.SetChains([]*pipeline.Chain{chain}, []bool{true})
+	if !o.noHosts {
+		cl := &etherLink{mac: clientMAC, peer: serverMAC, mtu: 1500, vlan: o.vlan, out: b.ports[lan].send}
+		sl := &etherLink{mac: serverMAC, peer: clientMAC, mtu: 1500, vlan: o.vlan, out: b.ports[wan].send}
+		b.client = newHost(t, cl, client4, client6)
+		b.server = newHost(t, sl, server4, server6)
+		b.ports[lan].deliver, b.ports[wan].deliver = cl.receive, sl.receive
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	if !o.noRun {
+		go func() { done <- b.worker.Run(ctx) }()
+	} else {
+		done <- nil
+	}
+	var once sync.Once
+	b.stop = func() {
+		once.Do(func() {
+			cancel()
+			b.worker.Call(func() {}) // wakes it
+			if err := <-done; err != nil {
+				t.Errorf("worker: %v", err)
+			}
+			if err := b.worker.Close(); err != nil {
+				t.Errorf("close worker: %v", err)
+			}
+			if s := b.worker.Stats(); !s.Totals.Balanced() || s.Panics != 0 || s.Pool.DoubleFrees != 0 {
+				t.Errorf("totals after close: %+v, panics %d, double frees %d", s.Totals, s.Panics, s.Pool.DoubleFrees)
+			}
+			if b.pool.Free() != b.pool.Total() {
+				t.Errorf("free frames after close: got %d, want %d", b.pool.Free(), b.pool.Total())
+			}
+		})
+	}
+	t.Cleanup(func() {
+		b.stop()
+		if !o.noHosts {
+			b.client.net.Destroy()
+			b.server.net.Destroy()
+		}
+		eventually(t, "goroutines back where they were", func() bool { return runtime.NumGoroutine() <= b.before })
+	})
+	return b
+}
+
+// count returns a counter of the stage.
+func (b *bed) count(name string) uint64 {
+	return b.worker.Stats().Chains[0].Stages[0].Counters[name]
+}
+
+func (b *bed) wantCount(name string, want uint64) {
+	b.t.Helper()
+	if got := b.count(name); got != want {
+		b.t.Errorf("counter %s: got %d, want %d", name, got, want)
+	}
+}
+
+// flows returns how many connections the stage lists.
+func (b *bed) flows() (n int) {
+	done := make(chan struct{})
+	b.worker.Call(func() {
+		b.worker.Chains()[0].Flows(func(pipeline.FlowInfo) { n++ })
+		close(done)
+	})
+	<-done
+	return n
+}
+
+// eventually waits until cond is true.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			if what[:4] == "goro" {
+				buf := make([]byte, 1<<20)
+				t.Logf("%s", buf[:runtime.Stack(buf, true)])
+			}
+			t.Fatalf("not within 10 s: %s", what)
+		}
+	}
+}
+
+// segment is a TCP segment as a cable has it.
+type segment struct {
+	wire.Headers
+	frame []byte
+	flow  wire.Flow
+	tcp   wire.TCP
+}
+
+// segments returns the TCP segments among frames that pass the filter.
+func segments(frames []seenFrame, in bool, has wire.TCPFlags) (out []segment) {
+	for _, f := range frames {
+		s := segment{frame: f.frame}
+		if f.in != in || s.Parse(f.frame) != wire.FaultNone || !s.HasL4 || s.Proto != wire.ProtoTCP {
+			continue
+		}
+		s.tcp = wire.TCP(f.frame[s.L4:s.End])
+		if s.tcp.Flags()&has != has {
+			continue
+		}
+		s.flow, _ = s.Headers.Flow(f.frame)
+		out = append(out, s)
+	}
+	return out
+}
+
+func addr(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }

@@ -1,0 +1,296 @@
+package stack
+
+import (
+	"net/netip"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+
+	"penstock/internal/wire"
+	"penstock/pipeline"
+)
+
+// events is what a leg wants to hear of from netstack.
+const events = waiter.ReadableEvents | waiter.WritableEvents | waiter.EventHUp | waiter.EventErr
+
+// begin decides on the SYN of a connection that is not known, and dials the
+// server if it is to be terminated.
+func (s *Stack) begin(p *pipeline.Packet, t wire.TCP, key wire.Flow, reversed bool, now int64) {
+	if why := s.cannotTerminate(p); why != nil {
+		s.unsupported(p, why)
+		return
+	}
+	if !verified(p) {
+		p.Drop(pipeline.ReasonL4Checksum)
+		return
+	}
+	offered := parseSYN(t)
+	switch {
+	case offered.malformed:
+		p.Drop(ReasonBadOptions)
+		return
+	case offered.signed:
+		s.unsupported(p, s.n.signed)
+		return
+	case s.draining:
+		s.n.draining.Add(1)
+		p.Continue()
+		return
+	case s.active >= s.o.MaxFlows:
+		s.limit(p, s.n.flowLimit, ReasonFlowLimit)
+		return
+	case s.pending >= s.o.MaxPending:
+		s.limit(p, s.n.pendingLimit, ReasonPendingLimit)
+		return
+	}
+	place, ok := s.flows.Insert(key, now)
+	if !ok {
+		s.evictLingering()
+		if place, ok = s.flows.Insert(key, now); !ok {
+			s.limit(p, s.n.flowLimit, ReasonFlowLimit)
+			return
+		}
+	}
+	f := s.newFlow(p, t, offered, now)
+	f.key, f.rev = key, reversed
+	*place = f
+	s.active++
+	s.pending++
+	if err := s.dial(f); err != nil {
+		// Nothing has been sent yet: the ends can still do without us.
+		s.n.dialFailed.Add(1)
+		s.forget(f, now)
+		p.Continue()
+		return
+	}
+	s.n.dials.Add(1)
+	f.setDeadline(now, s.o.DialTimeout)
+	p.Consume()
+}
+
+// cannotTerminate returns the counter of the cause for which the connection of
+// this SYN cannot be terminated without being changed, or nil.
+func (s *Stack) cannotTerminate(p *pipeline.Packet) *pipeline.Counter {
+	f := &p.Flow
+	src, dst := f.SrcAddr(), f.DstAddr()
+	plain := int32(wire.IPv6Len)
+	if p.IPVersion == 4 {
+		plain = wire.IPv4Len
+	}
+	switch {
+	case p.Frag != wire.FragNone:
+		return s.n.fragmentedSYN
+	case p.L4-p.L3 != plain:
+		return s.n.ipOptions
+	case !usable(src.Addr()) || !usable(dst.Addr()) || src.Port() == 0 || dst.Port() == 0 || src == dst:
+		return s.n.unusable
+	}
+	return nil
+}
+
+// usable reports whether TCP, and netstack, can use the address.
+func usable(a netip.Addr) bool {
+	return !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback() && !a.Is4In6() && a != broadcast4
+}
+
+var broadcast4 = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+func (s *Stack) unsupported(p *pipeline.Packet, why *pipeline.Counter) {
+	why.Add(1)
+	refuse(p, s.o.OnUnsupported, ReasonUnsupported)
+}
+
+func (s *Stack) limit(p *pipeline.Packet, which *pipeline.Counter, r pipeline.Reason) {
+	which.Add(1)
+	refuse(p, s.o.OnLimit, r)
+}
+
+func refuse(p *pipeline.Packet, how Refusal, r pipeline.Reason) {
+	if how == Drop {
+		p.Drop(r)
+		return
+	}
+	p.Continue()
+}
+
+// newFlow makes the record of the connection that a SYN begins.
+func (s *Stack) newFlow(p *pipeline.Packet, t wire.TCP, offered synOptions, now int64) *flow {
+	f := &flow{s: s, state: stateDialing}
+	src, dst := p.Flow.SrcAddr(), p.Flow.DstAddr()
+	f.conn = pipeline.Conn{
+		ID: connID.Add(1), Flow: p.Flow, Client: src, Server: dst,
+		In: p.In, Depth: pipeline.DepthTerminate, Start: now,
+	}
+	f.packets = 1
+	v6 := p.Flow.V6
+	ca, sa := address(&p.Flow.Src, v6), address(&p.Flow.Dst, v6)
+	f.client.f, f.server.f = f, f
+	f.server.toServer = true
+	f.client.id = nstack.TransportEndpointID{LocalAddress: sa, LocalPort: dst.Port(), RemoteAddress: ca, RemotePort: src.Port()}
+	f.server.id = nstack.TransportEndpointID{LocalAddress: ca, LocalPort: src.Port(), RemoteAddress: sa, RemotePort: dst.Port()}
+	f.client.out, f.server.out = p.In, p.Out
+	f.client.isn = t.Seq()
+	f.server.learnHops(p)
+	f.server.offered = offered
+	// Until the server is heard of, what comes from it looks like an answer.
+	f.client.learnHops(p)
+	eth := f.client.l2[:]
+	var mac [6]byte
+	copy(mac[:], eth[:6])
+	copy(eth[:6], eth[6:12])
+	copy(eth[6:12], mac[:])
+
+	syn := &pendingSYN{offered: offered, size: t.DataOffset()}
+	copy(syn.original[:], t[:syn.size])
+	b := p.Bytes()
+	syn.packet = append(syn.packet, b[p.L3:p.Payload]...) // data in a SYN is not ours to take: it comes again
+	f.syn = syn
+	return f
+}
+
+// dial opens the connection to the server under the client's name. The SYN
+// leaves at the end of the turn.
+func (s *Stack) dial(f *flow) tcpip.Error {
+	l := &f.server
+	e, err := s.net.NewEndpoint(tcp.ProtocolNumber, netProto(f.conn.Flow.V6), &l.queue)
+	if err != nil {
+		return err
+	}
+	ep := e.(*tcp.Endpoint)
+	// Else the port would be taken for every other server too.
+	ep.SocketOptions().SetReuseAddress(true)
+	ep.SetOwner(l)
+	s.keepAlive(ep)
+	l.ep = ep
+	l.listen()
+	if err := ep.Bind(tcpip.FullAddress{NIC: nicID, Addr: l.id.LocalAddress, Port: l.id.LocalPort}); err != nil {
+		return err
+	}
+	err = ep.Connect(tcpip.FullAddress{NIC: nicID, Addr: l.id.RemoteAddress, Port: l.id.RemotePort})
+	if _, started := err.(*tcpip.ErrConnectStarted); err != nil && !started {
+		return err
+	}
+	return nil
+}
+
+// listen registers for the endpoint's events.
+func (l *leg) listen() {
+	l.entry.Init(l, events)
+	l.queue.EventRegister(&l.entry)
+}
+
+func (s *Stack) keepAlive(ep *tcp.Endpoint) {
+	if s.o.KeepAlive <= 0 {
+		return
+	}
+	idle := tcpip.KeepaliveIdleOption(s.o.KeepAlive)
+	interval := tcpip.KeepaliveIntervalOption(min(s.o.KeepAlive, 75*time.Second))
+	ep.SetSockOpt(&idle)
+	ep.SetSockOpt(&interval)
+	ep.SocketOptions().SetKeepAlive(true)
+}
+
+// whileDialing handles a segment that comes in while the server has not
+// answered. True: netstack is to see it.
+func (s *Stack) whileDialing(p *pipeline.Packet, t wire.TCP, f *flow, fromClient bool, now int64) bool {
+	flags := t.Flags()
+	if fromClient {
+		if flags&wire.FlagRST != 0 && (t.Seq() == f.client.isn || t.Seq() == f.client.isn+1) {
+			s.n.dialAborted.Add(1)
+			s.kill(f, now)
+			p.Consume()
+			return false
+		}
+		p.Drop(ReasonOutOfState)
+		return false
+	}
+	answers := flags&wire.FlagACK != 0 && f.server.firstSent && t.Ack() == f.server.iss+1
+	if answers {
+		f.client.learnHops(p)
+	}
+	if answers && flags&(wire.FlagSYN|wire.FlagRST) == wire.FlagSYN {
+		// Netstack must not see what the client did not ask for: a server that
+		// offers it unasked would be believed.
+		mirror(t, f.syn.offered)
+		f.syn.accepted = parseSYN(t)
+		f.syn.answered = true
+		f.server.isn = t.Seq()
+		f.client.offered = f.syn.accepted
+	}
+	return true
+}
+
+// checkDial looks what became of a dial.
+func (s *Stack) checkDial(f *flow, now int64) {
+	switch f.server.state() {
+	case tcp.StateSynSent, tcp.StateSynRecv, tcp.StateConnecting:
+		return
+	case tcp.StateError, tcp.StateClose:
+		_, refused := f.server.ep.LastError().(*tcpip.ErrConnectionRefused)
+		if refused {
+			s.n.dialRefused.Add(1)
+			s.refuseClient(f)
+		} else {
+			s.n.dialTimeout.Add(1)
+		}
+		s.kill(f, now)
+		return
+	}
+	s.mu.Lock()
+	_, busy := s.shaking[f.client.id]
+	if busy = busy || len(s.shaking) >= s.maxShaking(); !busy {
+		s.shaking[f.client.id] = f
+	}
+	s.mu.Unlock()
+	if busy {
+		// The goroutine of an earlier connection of this name has not ended yet.
+		if ep := s.find(f.client.id); ep != nil {
+			ep.Abort()
+		}
+		if !f.queued.Swap(true) {
+			s.enqueue(f)
+		}
+		return
+	}
+	f.state = stateAccepting
+	f.setDeadline(now, s.o.HandshakeTimeout)
+	s.launched = false
+	s.inject(f.syn.deliverable(), f.conn.Flow.V6, true)
+	if !s.launched {
+		s.mu.Lock()
+		delete(s.shaking, f.client.id)
+		s.mu.Unlock()
+		s.n.handshakeFailed.Add(1)
+		s.kill(f, now)
+	}
+}
+
+// deliverable returns the client's SYN as netstack is to see it: with the
+// options that the server accepted, and without data.
+func (y *pendingSYN) deliverable() []byte {
+	var h wire.Headers
+	b := y.packet
+	// The lengths first: the parser checks them.
+	if b[0]>>4 == 4 {
+		wire.IPv4(b).SetTotalLen(len(b))
+		wire.IPv4(b).FillChecksum()
+	} else {
+		wire.IPv6(b).SetPayloadLen(len(b) - wire.IPv6Len)
+	}
+	h.ParseIP(b)
+	t := wire.TCP(b[h.L4:])
+	t.SetFlags(wire.FlagSYN) // no ECN: netstack does not speak it
+	accepted := y.accepted
+	accepted.mss = y.offered.mss // what the client takes, whatever the server does
+	mirror(t, accepted)
+	wire.FillL4(b, &h)
+	return b
+}
+
+// refuseClient answers the client's SYN as the server did: with a reset.
+func (s *Stack) refuseClient(f *flow) {
+	s.sendBare(&f.client, 0, f.client.isn+1, wire.FlagRST|wire.FlagACK)
+}

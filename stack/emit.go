@@ -1,0 +1,348 @@
+package stack
+
+import (
+	"encoding/binary"
+	"time"
+
+	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"penstock/internal/wire"
+)
+
+const (
+	// txTurn is how many frames leave in a turn at most: what fits into the
+	// transmit rings, so that netstack's bursts wait here and are not lost there.
+	txTurn = 512
+	// synSpacing is the least time between two SYNs of one dial, unless a reset
+	// was sent in between. Netstack answers a challenge ACK with a reset and
+	// then repeats its SYN every few microseconds.
+	synSpacing = int64(200 * time.Millisecond)
+)
+
+// transmit writes what netstack has sent into frames.
+func (s *Stack) transmit(now int64) (busy bool) {
+	for budget := txTurn; budget > 0; {
+		if s.txAt == len(s.tx) {
+			s.txAt = 0
+			if s.tx = s.link.take(s.tx[:0]); len(s.tx) == 0 {
+				break
+			}
+		}
+		pkt := s.tx[s.txAt]
+		frames, done := s.emit(pkt, budget, now)
+		budget -= frames
+		busy = busy || done || frames > 0
+		if !done {
+			if budget > 0 {
+				s.n.txNoFrame.Add(1)
+			}
+			break
+		}
+		s.releaseTx()
+	}
+	return s.emitHeld(now) || busy
+}
+
+// releaseTx is done with the packet at the head of the queue.
+func (s *Stack) releaseTx() {
+	pkt := s.tx[s.txAt]
+	s.tx[s.txAt] = nil
+	s.txAt++
+	s.txOff = 0
+	s.link.release(pkt)
+}
+
+// emit writes one of netstack's packets into at most max frames and returns how
+// many. done says that nothing is left of it.
+func (s *Stack) emit(pkt *nstack.PacketBuffer, max int, now int64) (frames int, done bool) {
+	ip, seg := pkt.NetworkHeader().Slice(), pkt.TransportHeader().Slice()
+	if len(seg) < wire.TCPLen || len(ip) < wire.IPv4Len {
+		s.n.txOrphan.Add(1) // not TCP: netstack's own ICMP, which nobody asked for
+		return 0, true
+	}
+	t := wire.TCP(seg)
+	flags := t.Flags()
+	l, _ := pkt.Owner.(*leg)
+	if l == nil {
+		l = s.lookup(ip, t)
+	}
+	if l == nil || l.mute || flags.Has(wire.FlagSYN|wire.FlagACK) && !l.shaking(t) {
+		s.n.txOrphan.Add(1)
+		return 0, true
+	}
+	if flags&(wire.FlagSYN|wire.FlagACK) == wire.FlagSYN && !l.spaced(now) {
+		s.n.synRepeats.Add(1)
+		return 0, true
+	}
+	if flags&wire.FlagRST != 0 {
+		l.lastSYN = 0
+	}
+	size := pkt.Data().Size()
+	if size == 0 && flags == wire.FlagACK && s.hold(l, pkt, t) {
+		return 0, true
+	}
+	if l.held != nil && !s.settle(l, t, flags, now) {
+		return 0, false
+	}
+	step := size
+	if mss := int(pkt.GSOOptions.MSS); pkt.GSOOptions.Type != nstack.GSONone && mss > 0 {
+		step = min(size, mss)
+	}
+	for frames < max {
+		n := min(size-s.txOff, step)
+		if !s.frame(l, pkt, ip, t, s.txOff, n, s.txOff+n == size) {
+			return frames, false
+		}
+		frames++
+		s.txOff += n
+		if s.txOff == size {
+			return frames, true
+		}
+	}
+	return frames, false
+}
+
+// lookup finds the leg that a packet without an owner goes out by: SYN-ACKs and
+// resets.
+func (s *Stack) lookup(ip []byte, t wire.TCP) *leg {
+	f := wire.Flow{Proto: wire.ProtoTCP, SrcPort: t.SrcPort(), DstPort: t.DstPort()}
+	if ip[0]>>4 == 4 {
+		f.Src[10], f.Src[11], f.Dst[10], f.Dst[11] = 0xff, 0xff, 0xff, 0xff
+		copy(f.Src[12:], wire.IPv4(ip).Src())
+		copy(f.Dst[12:], wire.IPv4(ip).Dst())
+	} else {
+		f.V6 = true
+		copy(f.Src[:], wire.IPv6(ip).Src())
+		copy(f.Dst[:], wire.IPv6(ip).Dst())
+	}
+	key, reversed := f.Canonical()
+	v, ok := s.flows.Peek(key)
+	if !ok {
+		return nil
+	}
+	if reversed == (*v).rev {
+		return &(*v).server
+	}
+	return &(*v).client
+}
+
+// shaking reports whether a SYN-ACK belongs to the handshake under way, and not
+// to one that was given up.
+func (l *leg) shaking(t wire.TCP) bool {
+	return !l.toServer && l.f.state == stateAccepting && t.Ack() == l.isn+1
+}
+
+// spaced reports whether a SYN may go out.
+func (l *leg) spaced(now int64) bool {
+	if l.lastSYN != 0 && now-l.lastSYN < synSpacing {
+		return false
+	}
+	l.lastSYN = now
+	return true
+}
+
+// hold keeps a pure ACK back until the end of the turn. Only one that
+// acknowledges more than the last one did: repeated ACKs are signals.
+func (s *Stack) hold(l *leg, pkt *nstack.PacketBuffer, t wire.TCP) bool {
+	if l.held != nil {
+		if int32(t.Ack()-wire.TCP(l.held.TransportHeader().Slice()).Ack()) <= 0 || len(t.Options()) > 12 {
+			return false
+		}
+		l.held.DecRef()
+		l.held = pkt.IncRef()
+		s.n.acksMerged.Add(1)
+		return true
+	}
+	if !l.firstSent || int32(t.Ack()-l.ackSent) <= 0 || len(t.Options()) > 12 {
+		return false // SACK blocks, or not new
+	}
+	l.held = pkt.IncRef()
+	s.held = append(s.held, l)
+	return true
+}
+
+// settle gets the ACK that a leg holds out of the way of a segment after it:
+// carried by it, or sent before it. False: no frame was free.
+func (s *Stack) settle(l *leg, t wire.TCP, flags wire.TCPFlags, now int64) bool {
+	held := wire.TCP(l.held.TransportHeader().Slice())
+	if flags&wire.FlagACK == 0 || int32(t.Ack()-held.Ack()) < 0 {
+		if !s.sendHeld(l) {
+			return false
+		}
+	} else {
+		s.n.acksMerged.Add(1)
+	}
+	l.held.DecRef()
+	l.held = nil
+	return true
+}
+
+func (s *Stack) sendHeld(l *leg) bool {
+	pkt := l.held
+	return l.mute || s.frame(l, pkt, pkt.NetworkHeader().Slice(), wire.TCP(pkt.TransportHeader().Slice()), 0, 0, true)
+}
+
+// emitHeld sends the ACKs that nothing has carried.
+func (s *Stack) emitHeld(int64) (busy bool) {
+	keep := s.held[:0]
+	for _, l := range s.held {
+		if l.held == nil {
+			continue
+		}
+		if !s.sendHeld(l) {
+			keep = append(keep, l)
+			continue
+		}
+		l.held.DecRef()
+		l.held = nil
+		busy = true
+	}
+	clear(s.held[len(keep):])
+	s.held = keep
+	return busy
+}
+
+// frame writes one segment into a frame and emits it: n payload bytes of pkt
+// from off on. False: no frame was free.
+func (s *Stack) frame(l *leg, pkt *nstack.PacketBuffer, ip []byte, t wire.TCP, off, n int, last bool) bool {
+	p := s.env.Emitter.Alloc()
+	if p == nil {
+		return false
+	}
+	l2 := int(l.l2len)
+	head := l2 + len(ip) + len(t)
+	if !p.SetView(p.Offset(), head+n) {
+		s.env.Emitter.Release(p) // netstack keeps to the MTU, and frames hold that
+		return true
+	}
+	b := p.Bytes()
+	copy(b, l.l2[:l2])
+	copy(b[l2:], ip)
+	copy(b[l2+len(ip):], t)
+	if n > 0 {
+		copyPayload(b[head:], pkt, off)
+	}
+	seg := wire.TCP(b[l2+len(ip):])
+	flags := seg.Flags()
+	if off > 0 {
+		seg.SetSeq(t.Seq() + uint32(off))
+	}
+	if !last {
+		flags &^= wire.FlagFIN | wire.FlagPSH
+		seg.SetFlags(flags)
+	}
+	if flags&wire.FlagSYN != 0 {
+		mirror(seg, l.offered)
+		l.iss, l.firstSent = seg.Seq(), true
+		l.sndMax, l.acked = l.iss+1, l.iss
+	}
+	l.sent(seg, n)
+	l.address(b[l2:], seg)
+	p.Out = l.out
+	s.env.Emitter.Emit(p)
+	return true
+}
+
+// sent notes what a segment that goes out says.
+func (l *leg) sent(seg wire.TCP, n int) {
+	flags := seg.Flags()
+	if flags&wire.FlagRST != 0 {
+		return
+	}
+	end := seg.Seq() + uint32(n)
+	if flags&wire.FlagFIN != 0 {
+		end++
+	}
+	if flags&wire.FlagSYN == 0 && int32(end-l.sndMax) > 0 {
+		l.sndMax = end
+	}
+	if flags&wire.FlagACK != 0 {
+		l.ackSent = seg.Ack()
+	}
+}
+
+// address makes an IP packet of netstack's look as if it came from the other
+// end, and computes its lengths and checksums. ip has the whole packet.
+func (l *leg) address(ip []byte, seg wire.TCP) {
+	var pseudo uint32
+	if ip[0]>>4 == 4 {
+		h := wire.IPv4(ip)
+		h.SetTotalLen(len(ip))
+		h.SetTTL(l.ttl)
+		h.SetTOS(l.dscp)
+		h.FillChecksum()
+		pseudo = wire.PseudoHeader(h.Src(), h.Dst(), wire.ProtoTCP, len(seg))
+	} else {
+		h := wire.IPv6(ip)
+		binary.BigEndian.PutUint32(ip, 6<<28|uint32(l.dscp)<<20|l.label)
+		h.SetPayloadLen(len(ip) - wire.IPv6Len)
+		h.SetHopLimit(l.ttl)
+		pseudo = wire.PseudoHeader(h.Src(), h.Dst(), wire.ProtoTCP, len(seg))
+	}
+	seg.SetChecksum(0)
+	seg.SetChecksum(wire.Checksum(seg, pseudo))
+}
+
+// copyPayload fills b with the packet's payload from off on.
+func copyPayload(b []byte, pkt *nstack.PacketBuffer, off int) {
+	views, skip := pkt.AsViewList()
+	skip += pkt.HeaderSize() + off
+	for v := views.Front(); v != nil && len(b) > 0; v = v.Next() {
+		part := v.AsSlice()
+		if skip >= len(part) {
+			skip -= len(part)
+			continue
+		}
+		n := copy(b, part[skip:])
+		b, skip = b[n:], 0
+	}
+}
+
+// sendBare sends a segment of our own making, without options or payload.
+func (s *Stack) sendBare(l *leg, seq, ack uint32, flags wire.TCPFlags) {
+	p := s.env.Emitter.Alloc()
+	if p == nil {
+		s.n.txDropped.Add(1)
+		return
+	}
+	f := &l.f.conn.Flow
+	from, to := &f.Src, &f.Dst
+	if !l.toServer {
+		from, to = to, from
+	}
+	l2, l3 := int(l.l2len), wire.IPv4Len
+	if f.V6 {
+		l3 = wire.IPv6Len
+	}
+	if !p.SetView(p.Offset(), l2+l3+wire.TCPLen) {
+		s.env.Emitter.Release(p)
+		return
+	}
+	b := p.Bytes()
+	clear(b)
+	copy(b, l.l2[:l2])
+	ip := b[l2:]
+	if f.V6 {
+		h := wire.IPv6(ip)
+		h.SetNextHeader(wire.ProtoTCP)
+		h[0] = 6 << 4
+		h.SetSrc(*from)
+		h.SetDst(*to)
+	} else {
+		h := wire.IPv4(ip)
+		h[0], h[9] = 4<<4|wire.IPv4Len/4, wire.ProtoTCP
+		h[6] = 0x40 // don't fragment, as Linux has it in a reset
+		h.SetSrc([4]byte(from[12:]))
+		h.SetDst([4]byte(to[12:]))
+	}
+	seg := wire.TCP(ip[l3:])
+	seg.SetSrcPort(l.id.LocalPort)
+	seg.SetDstPort(l.id.RemotePort)
+	seg.SetSeq(seq)
+	seg.SetAck(ack)
+	seg.SetDataOffset(wire.TCPLen)
+	seg.SetFlags(flags)
+	l.address(ip, seg)
+	p.Out = l.out
+	s.env.Emitter.Emit(p)
+}

@@ -1,0 +1,252 @@
+package stack
+
+import (
+	"sync/atomic"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+
+	"penstock/internal/wire"
+	"penstock/pipeline"
+)
+
+// flowState is how far a connection has come. It only grows.
+type flowState uint8
+
+const (
+	stateDialing   flowState = iota // our SYN is out, the server has not answered
+	stateAccepting                  // the server has answered, netstack shakes hands with the client
+	stateOpen                       // bytes are relayed
+	stateClosing                    // both ends are done; the last FINs are being acknowledged
+	stateClosed                     // only remembered
+	stateGone                       // out of the table
+)
+
+var stateNames = [...]string{"dialing", "accepting", "established", "closing", "closed", "gone"}
+
+func (s flowState) String() string { return stateNames[s] }
+
+// flow is one terminated connection. The worker owns it; netstack's goroutines
+// touch only what is named at the fields.
+type flow struct {
+	s     *Stack
+	conn  pipeline.Conn
+	key   wire.Flow // in the table: canonical, without VLAN
+	state flowState
+	rev   bool // key is the reverse of the client's direction
+
+	client, server leg
+	dir            [2]direction // by pipeline.Direction
+	streams        []openStream
+	watching       int // streams that have not released the connection
+
+	syn      *pendingSYN // until the handshakes are over
+	deadline int64       // while dialing, accepting, closing or resetting; 0: none
+	timed    int         // index in Stack.timed plus one; 0: not there
+	// resetting is the leg that has to be reset once what the other one has
+	// sent before its own reset is out.
+	resetting *leg
+	denying   bool // the client is being told why, the server is gone
+
+	queued  atomic.Bool // in Stack.ready; also set by netstack's goroutines
+	gone    atomic.Bool // given up; also read by the goroutine that shakes hands
+	packets uint64
+}
+
+// pendingSYN is what is kept of the client's SYN until it is delivered.
+type pendingSYN struct {
+	offered  synOptions
+	accepted synOptions // what the server's SYN-ACK had
+	answered bool
+	original [60]byte // the TCP header as the client sent it
+	size     int      // its length
+	packet   []byte   // IP and TCP header, to be delivered
+}
+
+// leg is one of the two TCP connections: the client's or the server's. It has
+// what frames toward that end look like, and what was seen of its sequence
+// numbers.
+type leg struct {
+	f        *flow
+	toServer bool // the server's leg: it is the source of what goes to the client
+
+	ep    *tcp.Endpoint // nil: netstack has made none yet, or we have given it up
+	id    nstack.TransportEndpointID
+	queue waiter.Queue
+	entry waiter.Entry
+
+	out       pipeline.PortID // where its end is
+	l2        [wire.EthernetLen + wire.MaxVLANs*wire.VLANTagLen]byte
+	l2len     uint8
+	ttl       uint8 // as the other end's SYN or SYN-ACK arrived with
+	dscp      uint8 // of the other end's last packet, in its place in the octet; ECN bits 0
+	label     uint32
+	offered   synOptions // by the other end: what a SYN toward this one may hold
+	mute      bool       // nothing goes out any more
+	lastSYN   int64      // when our last SYN went out; 0: none, or a reset since
+	gotFIN    bool       // its end has finished, and the relay has read everything
+	sentFIN   bool       // netstack was told to finish
+	firstSent bool       // iss is known
+
+	iss     uint32 // ours
+	isn     uint32 // its end's
+	sndMax  uint32 // one beyond the highest sequence number that went out
+	acked   uint32 // highest acknowledgment that came in
+	ackSent uint32 // acknowledgment in the last segment that went out
+	written uint32 // bytes the relay gave to netstack, modulo 2^32
+
+	gro      *nstack.PacketBuffer // segments to be given to netstack together
+	groNext  uint32               // sequence number that would continue them
+	groBytes int
+	held     *nstack.PacketBuffer // a pure ACK that a later segment may replace
+}
+
+// KUID and KGID make a leg the owner of the packets that its endpoint sends,
+// by which emit knows them again.
+func (*leg) KUID() uint32 { return 0 }
+
+// KGID implements tcpip.PacketOwner.
+func (*leg) KGID() uint32 { return 0 }
+
+var (
+	_ tcpip.PacketOwner    = (*leg)(nil)
+	_ waiter.EventListener = (*leg)(nil)
+)
+
+// NotifyEvent implements waiter.EventListener. Netstack calls it with the
+// endpoint locked, on any goroutine: it only says that the flow wants service.
+func (l *leg) NotifyEvent(waiter.EventMask) {
+	if !l.f.queued.Swap(true) {
+		l.f.s.enqueue(l.f)
+	}
+}
+
+// peer returns the other leg.
+func (l *leg) peer() *leg {
+	if l.toServer {
+		return &l.f.client
+	}
+	return &l.f.server
+}
+
+// towards returns the direction whose bytes go out by this leg.
+func (l *leg) towards() pipeline.Direction {
+	if l.toServer {
+		return pipeline.ToServer
+	}
+	return pipeline.ToClient
+}
+
+// state returns what netstack says of the endpoint.
+func (l *leg) state() tcp.EndpointState {
+	if l.ep == nil {
+		return tcp.StateClose
+	}
+	return l.ep.EndpointState()
+}
+
+// over reports whether netstack keeps nothing of the connection but, perhaps,
+// TIME_WAIT.
+func (l *leg) over() bool {
+	switch l.state() {
+	case tcp.StateClose, tcp.StateError, tcp.StateTimeWait:
+		return true
+	}
+	return false
+}
+
+// dead reports whether the connection ended otherwise than by both FINs.
+func (l *leg) dead() bool {
+	switch l.state() {
+	case tcp.StateError:
+		return true
+	case tcp.StateClose:
+		return !l.gotFIN || !l.sentFIN
+	}
+	return false
+}
+
+// sentAll reports whether everything that the relay wrote has left at least
+// once.
+func (l *leg) sentAll() bool { return int32(l.sndMax-(l.iss+1)-l.written) >= 0 }
+
+// abort resets the connection of the leg, silently if mute, and forgets the
+// endpoint.
+func (l *leg) abort(mute bool) {
+	l.dropGRO()
+	if l.ep == nil {
+		return
+	}
+	l.mute = l.mute || mute
+	ep := l.ep
+	l.ep = nil
+	ep.Abort()
+	ep.Close() // frees what an endpoint in error keeps for its reader
+}
+
+func (l *leg) dropGRO() {
+	if l.gro != nil {
+		l.gro.DecRef()
+		l.gro = nil
+	}
+}
+
+// saw notes what a segment that came in tells about the leg. The checksum was
+// right.
+func (l *leg) saw(t wire.TCP) {
+	if t.Flags()&wire.FlagACK != 0 && l.firstSent {
+		if a := t.Ack(); int32(a-l.acked) > 0 && int32(l.sndMax-a) >= 0 {
+			l.acked = a
+		}
+	}
+}
+
+// inFlight reports whether seq is a sequence number that this leg's end may
+// not have acknowledged yet.
+func (l *leg) inFlight(seq uint32) bool {
+	return l.firstSent && int32(seq-l.acked) >= 0 && int32(l.sndMax-seq) > 0
+}
+
+// netProto returns netstack's number of the IP version.
+func netProto(v6 bool) tcpip.NetworkProtocolNumber {
+	if v6 {
+		return header.IPv6ProtocolNumber
+	}
+	return header.IPv4ProtocolNumber
+}
+
+// address converts an address of a wire.Flow.
+func address(a *[16]byte, v6 bool) tcpip.Address {
+	if v6 {
+		return tcpip.AddrFrom16(*a)
+	}
+	return tcpip.AddrFrom4([4]byte(a[12:]))
+}
+
+// setDeadline puts the flow on the list that Tick looks through, or takes it
+// off.
+func (f *flow) setDeadline(now int64, d time.Duration) {
+	s := f.s
+	if d <= 0 {
+		f.deadline = 0
+		if f.timed == 0 {
+			return
+		}
+		last := s.timed[len(s.timed)-1]
+		s.timed[f.timed-1] = last
+		last.timed = f.timed
+		s.timed[len(s.timed)-1] = nil
+		s.timed = s.timed[:len(s.timed)-1]
+		f.timed = 0
+		return
+	}
+	f.deadline = now + int64(d)
+	if f.timed == 0 {
+		s.timed = append(s.timed, f)
+		f.timed = len(s.timed)
+	}
+}

@@ -1,0 +1,261 @@
+package stack
+
+import (
+	"gvisor.dev/gvisor/pkg/buffer"
+	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+
+	"penstock/internal/wire"
+	"penstock/pipeline"
+)
+
+// Input decides on one packet: what belongs to a connection that is terminated
+// is copied and consumed; a SYN may begin one; all else continues. It may
+// change the bytes of what it consumes. What it gives to netstack may wait for
+// Flush.
+func (s *Stack) Input(p *pipeline.Packet, now int64) {
+	switch {
+	case p.Proto == wire.ProtoTCP && p.HasFlow:
+		s.segment(p, now)
+	case p.Frag == wire.FragLater && p.Proto == wire.ProtoTCP:
+		s.laterFragment(p, now)
+	case p.HasFlow && (p.Proto == wire.ProtoICMP || p.Proto == wire.ProtoICMPv6):
+		s.icmp(p, now)
+	default:
+		p.Continue()
+	}
+}
+
+// segment handles a packet with a TCP header.
+func (s *Stack) segment(p *pipeline.Packet, now int64) {
+	t := wire.TCP(p.Bytes()[p.L4:p.End])
+	flags := t.Flags()
+	isSYN := flags&(wire.FlagSYN|wire.FlagACK|wire.FlagRST|wire.FlagFIN) == wire.FlagSYN
+	key, reversed := tableKey(p.Flow)
+	v, ok := s.flows.Get(key, now)
+	if !ok {
+		if isSYN && !s.closed {
+			s.begin(p, t, key, reversed, now)
+			return
+		}
+		s.n.midstream.Add(1)
+		p.Continue()
+		return
+	}
+	f := *v
+	if f.conn.Flow.VLAN != p.Flow.VLAN && !(isSYN && f.state == stateClosed) {
+		// Netstack has no place for a VLAN in an endpoint's name.
+		if isSYN {
+			s.unsupported(p, s.n.vlanClash)
+		} else {
+			s.n.midstream.Add(1)
+			p.Continue()
+		}
+		return
+	}
+	fromClient := reversed == f.rev
+	l, to := &f.client, &f.server
+	if !fromClient {
+		l, to = to, l
+	}
+	if f.state != stateClosed && p.In != l.out {
+		s.n.wrongPort.Add(1)
+		p.Continue()
+		return
+	}
+	if p.Frag != wire.FragNone {
+		s.firstFragment(p, now)
+		return
+	}
+	if !verified(p) {
+		p.Drop(pipeline.ReasonL4Checksum)
+		return
+	}
+	if isSYN && s.syn(p, t, f, fromClient, key, reversed, now) {
+		return
+	}
+	f.packets++
+	to.learn(p)
+	l.saw(t)
+	if f.state == stateDialing && !s.whileDialing(p, t, f, fromClient, now) {
+		return
+	}
+	p.Consume()
+	s.deliver(l, p, t)
+}
+
+// syn decides on a SYN of a connection that is known. False: netstack is to
+// see it.
+func (s *Stack) syn(p *pipeline.Packet, t wire.TCP, f *flow, fromClient bool, key wire.Flow, reversed bool, now int64) bool {
+	switch {
+	case s.replaceable(f, fromClient):
+		s.n.reused.Add(1)
+		s.supersede(f, now)
+		s.begin(p, t, key, reversed, now)
+	case !fromClient:
+		// Simultaneous open and its relatives would show the stream stages
+		// another connection than the one the ends have.
+		p.Drop(ReasonOutOfState)
+	case f.state <= stateAccepting && t.Seq() != f.client.isn:
+		// The client has given up and begun again.
+		s.n.dialAborted.Add(1)
+		s.supersede(f, now)
+		s.begin(p, t, key, reversed, now)
+	case f.state <= stateAccepting:
+		p.Consume() // repeated; netstack has timers of its own
+	default:
+		// RFC 5961: netstack challenges it. A client that has lost its
+		// connection answers with a reset and repeats the SYN.
+		return false
+	}
+	return true
+}
+
+// replaceable reports whether a SYN may take the place of f: nothing is lost
+// with it that an end still waits for.
+func (s *Stack) replaceable(f *flow, fromClient bool) bool {
+	if f.state == stateClosed {
+		return true
+	}
+	if f.state < stateOpen || !fromClient {
+		return false
+	}
+	c := &f.client
+	switch c.state() {
+	case tcp.StateTimeWait, tcp.StateClose, tcp.StateError:
+		return true
+	case tcp.StateLastAck, tcp.StateClosing:
+		return c.acked == c.sndMax-1 // only our FIN is not acknowledged
+	}
+	return false
+}
+
+// learn takes over what a packet of the other end looks like, for the frames
+// toward this one.
+func (l *leg) learn(p *pipeline.Packet) {
+	b := p.Bytes()
+	if n := int(p.L3); n <= len(l.l2) {
+		copy(l.l2[:n], b[:n])
+		l.l2len = uint8(n)
+	}
+	if p.IPVersion == 4 {
+		l.dscp = wire.IPv4(b[p.L3:]).TOS() &^ 3
+	} else {
+		l.dscp = wire.IPv6(b[p.L3:]).TrafficClass() &^ 3
+	}
+}
+
+// learnHops also takes over how far the other end is, from its SYN or what
+// answers ours.
+func (l *leg) learnHops(p *pipeline.Packet) {
+	l.learn(p)
+	b := p.Bytes()[p.L3:]
+	if p.IPVersion == 4 {
+		l.ttl = wire.IPv4(b).TTL()
+	} else {
+		l.ttl, l.label = wire.IPv6(b).HopLimit(), wire.IPv6(b).FlowLabel()
+	}
+}
+
+// tableKey returns the name of a flow in the table.
+func tableKey(f wire.Flow) (key wire.Flow, reversed bool) {
+	f.VLAN = [wire.MaxVLANs]uint16{}
+	return f.Canonical()
+}
+
+// verified reports whether the checksums of a whole TCP packet are right.
+func verified(p *pipeline.Packet) bool {
+	b := p.Bytes()
+	if p.IPVersion == 4 && !wire.VerifyIPv4(b[p.L3:]) {
+		return false
+	}
+	return wire.VerifyL4(b, &p.Headers)
+}
+
+// deliver gives a segment to the leg's endpoint.
+func (s *Stack) deliver(l *leg, p *pipeline.Packet, t wire.TCP) {
+	if l.ep == nil {
+		if ep := s.find(l.id); ep != nil && l.f.state == stateAccepting {
+			l.ep = ep
+		} else {
+			s.inject(p.Bytes()[p.L3:p.End], p.IPVersion == 6, true)
+			return
+		}
+	}
+	if l.gro != nil && l.append(t) {
+		s.n.rxMerged.Add(1)
+		return
+	}
+	s.flushLeg(l)
+	b := p.Bytes()
+	pkt := nstack.NewPacketBuffer(nstack.PacketBufferOptions{Payload: buffer.MakeWithData(b[p.L3:p.End])})
+	pkt.NICID = nicID
+	pkt.RXChecksumValidated = true
+	pkt.NetworkProtocolNumber = netProto(p.IPVersion == 6)
+	pkt.TransportProtocolNumber = tcp.ProtocolNumber
+	pkt.NetworkHeader().Consume(int(p.L4 - p.L3))
+	pkt.TransportHeader().Consume(int(p.Payload - p.L4))
+	l.gro, l.groNext, l.groBytes = pkt, t.Seq()+uint32(p.End-p.Payload), int(p.End-p.Payload)
+	if l.groBytes == 0 || t.Flags()&^wire.FlagPSH != wire.FlagACK {
+		s.flushLeg(l)
+		return
+	}
+	s.gro = append(s.gro, l)
+}
+
+// groMax bounds how many bytes are given to netstack as one segment.
+const groMax = 60 << 10
+
+// append adds a segment to those that wait, if it continues them and says the
+// same otherwise.
+func (l *leg) append(t wire.TCP) bool {
+	have := wire.TCP(l.gro.TransportHeader().Slice())
+	body := t.Payload()
+	if t.Seq() != l.groNext || len(body) == 0 || l.groBytes+len(body) > groMax ||
+		t.Flags()&^wire.FlagPSH != wire.FlagACK || t.Ack() != have.Ack() || t.Window() != have.Window() ||
+		string(t.Options()) != string(have[wire.TCPLen:]) {
+		return false
+	}
+	have[13] |= t[13] & byte(wire.FlagPSH)
+	l.gro.Data().AppendView(buffer.NewViewWithData(body))
+	l.groNext += uint32(len(body))
+	l.groBytes += len(body)
+	return true
+}
+
+func (s *Stack) flushLeg(l *leg) {
+	if l.gro == nil {
+		return
+	}
+	pkt := l.gro
+	l.gro = nil
+	if l.ep != nil {
+		s.proto.QueuePacket(l.ep, l.id, pkt)
+	}
+	pkt.DecRef()
+}
+
+// Flush gives to netstack what Input has kept back to merge it.
+func (s *Stack) Flush() {
+	for i, l := range s.gro {
+		s.flushLeg(l)
+		s.gro[i] = nil
+	}
+	s.gro = s.gro[:0]
+}
+
+// inject gives an IP packet to netstack's network layer, which looks for the
+// endpoint itself. verified says that its checksums are known to be right.
+func (s *Stack) inject(ip []byte, v6, verified bool) {
+	pkt := nstack.NewPacketBuffer(nstack.PacketBufferOptions{Payload: buffer.MakeWithData(ip)})
+	pkt.RXChecksumValidated = verified
+	s.link.dispatcher.DeliverNetworkPacket(netProto(v6), pkt)
+	pkt.DecRef()
+}
+
+// find returns netstack's endpoint of that name.
+func (s *Stack) find(id nstack.TransportEndpointID) *tcp.Endpoint {
+	v6 := id.LocalAddress.Len() == 16
+	ep, _ := s.net.FindTransportEndpoint(netProto(v6), tcp.ProtocolNumber, id, nicID).(*tcp.Endpoint)
+	return ep
+}

@@ -1,0 +1,83 @@
+package stack
+
+import (
+	"time"
+
+	"penstock/pipeline"
+)
+
+// Refusal says what happens to the first packet of a connection that cannot
+// be terminated.
+type Refusal uint8
+
+// The refusals.
+const (
+	Bypass Refusal = iota // its packets pass untouched, and no stream stage sees them
+	Drop                  // its packets are dropped with the reason
+)
+
+// Options configure a Stack. DefaultOptions has a value for each.
+type Options struct {
+	Streams []pipeline.StreamStage // in the order in which bytes pass them
+
+	MaxFlows      int     // connections at once
+	MaxPending    int     // connections being established at once; bounds goroutines too
+	OnLimit       Refusal // beyond either
+	OnUnsupported Refusal // connections that cannot be terminated without being changed
+
+	DialTimeout       time.Duration // until the server has answered
+	HandshakeTimeout  time.Duration // until the client has acknowledged our SYN-ACK
+	IdleTimeout       time.Duration // without any packet; 0: never
+	HalfClosedTimeout time.Duration // the same once one end has finished; 0: never
+	CloseTimeout      time.Duration // until the last bytes and FINs are acknowledged
+	TimeWait          time.Duration // how long a closed connection is remembered
+	KeepAlive         time.Duration // idle time after which both ends are probed; 0: never
+
+	SendBuffer, SendBufferMax       int // bytes of one leg: at the start, and grown to at most
+	ReceiveBuffer, ReceiveBufferMax int // half of it is advertised as window
+	HoldBytes                       int // bytes of one direction that stream stages may hold back
+	CongestionControl               string
+	RACK                            bool // loss detection by time (RFC 8985), else by SACK alone (RFC 6675)
+}
+
+// DefaultOptions returns the options as the tcp stage has them when nothing is
+// configured.
+func DefaultOptions() Options {
+	return Options{
+		MaxFlows:          65536,
+		MaxPending:        1024,
+		DialTimeout:       30 * time.Second,
+		HandshakeTimeout:  10 * time.Second,
+		IdleTimeout:       time.Hour,
+		HalfClosedTimeout: 5 * time.Minute,
+		CloseTimeout:      30 * time.Second,
+		TimeWait:          500 * time.Millisecond,
+		SendBuffer:        256 << 10,
+		SendBufferMax:     4 << 20,
+		ReceiveBuffer:     512 << 10,
+		ReceiveBufferMax:  4 << 20,
+		HoldBytes:         64 << 10,
+		CongestionControl: "cubic",
+		RACK:              true,
+	}
+}
+
+// What this package drops packets for. Those that a stream stage denies a
+// connection for are the stage's own, but for one.
+var (
+	ReasonFlowLimit    = pipeline.DefineReason("tcp_flow_limit", "a new TCP connection beyond max_flows, with on_limit = \"drop\"")
+	ReasonPendingLimit = pipeline.DefineReason("tcp_pending_limit", "a new TCP connection beyond max_pending, with on_limit = \"drop\"")
+	ReasonUnsupported  = pipeline.DefineReason("tcp_unsupported", "a TCP connection that cannot be terminated without changing it, with on_unsupported = \"drop\"")
+	ReasonBadOptions   = pipeline.DefineReason("tcp_bad_options", "a SYN whose option list is malformed")
+	ReasonOutOfState   = pipeline.DefineReason("tcp_out_of_state", "a segment that makes no sense in the state of its connection")
+	ReasonICMPQuote    = pipeline.DefineReason("tcp_icmp_bad_quote", "an ICMP error that quotes a sequence number which was not in flight")
+	ReasonHoldFull     = pipeline.DefineReason("stream_hold_full", "a stream stage held back more than hold_bytes")
+)
+
+// Reasons lists the above.
+func Reasons() []pipeline.Reason {
+	return []pipeline.Reason{
+		ReasonFlowLimit, ReasonPendingLimit, ReasonUnsupported, ReasonBadOptions,
+		ReasonOutOfState, ReasonICMPQuote, ReasonHoldFull,
+	}
+}

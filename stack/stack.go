@@ -1,0 +1,333 @@
+package stack
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+
+	"penstock/internal/flowtab"
+	"penstock/internal/wire"
+	"penstock/pipeline"
+)
+
+// nicID is netstack's only interface: which port a packet leaves by is known
+// from its connection.
+const nicID tcpip.NICID = 1
+
+// Stack terminates the connections of one worker.
+type Stack struct {
+	o   Options
+	env *pipeline.Env
+	n   counters
+
+	net      *nstack.Stack
+	proto    segmentQueuer
+	forward  *tcp.Forwarder
+	link     *link
+	active   int
+	pending  int
+	draining bool
+	closed   bool
+	launched bool // the forwarder has taken the SYN that was just injected
+
+	flows     *flowtab.Table[*flow]
+	frags     *flowtab.Table[struct{}] // datagrams whose first fragment was ours
+	timed     []*flow                  // those with a deadline
+	lingering []*flow                  // those that are only remembered, oldest first
+	lingerAt  int                      // first of them
+	resetting []*flow                  // those whose end waits for data to leave
+	denials   map[pipeline.Reason]*pipeline.Counter
+
+	tx     []*nstack.PacketBuffer // taken from link, from txAt on still to be sent
+	txAt   int
+	txOff  int // payload bytes of tx[txAt] that are out already
+	held   []*leg
+	gro    []*leg
+	work   []*flow // spare of ready
+	done   []accepted
+	buf    []byte // what a relay reads into
+	spare  [][]byte
+	reader payload
+
+	signalled atomic.Bool // the worker is awake or was woken: no need to again
+
+	mu       sync.Mutex
+	ready    []*flow                              // guarded by mu: want service
+	accepted []accepted                           // guarded by mu: handshakes that ended
+	shaking  map[nstack.TransportEndpointID]*flow // guarded by mu: handshakes under way
+	closing  bool                                 // guarded by mu: no further handshakes
+}
+
+// segmentQueuer is what netstack's TCP offers besides what its interface has: a
+// segment for an endpoint that is known already.
+type segmentQueuer interface {
+	QueuePacket(nstack.TransportEndpoint, nstack.TransportEndpointID, *nstack.PacketBuffer)
+}
+
+// connID numbers the connections of the process.
+var connID atomic.Uint64
+
+// New makes the netstack of a worker. It allocates the flow table: about 100
+// bytes for each of MaxFlows.
+func New(env *pipeline.Env, o Options) (*Stack, error) {
+	s := &Stack{
+		o: o, env: env, n: newCounters(env.Counters),
+		// Connections that are only remembered must not keep new ones out.
+		flows:   flowtab.New[*flow](o.MaxFlows + max(o.MaxFlows/2, 64)),
+		frags:   flowtab.New[struct{}](fragCapacity),
+		denials: make(map[pipeline.Reason]*pipeline.Counter),
+		shaking: make(map[nstack.TransportEndpointID]*flow),
+		buf:     make([]byte, relayChunk),
+	}
+	mtu, err := usableMTU(env)
+	if err != nil {
+		return nil, err
+	}
+	s.link = &link{mtu: uint32(mtu), wake: s.wake, dropped: s.n.txDropped}
+	s.net = nstack.New(nstack.Options{
+		NetworkProtocols:   []nstack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
+		TransportProtocols: []nstack.TransportProtocolFactory{tcp.NewProtocol},
+		// HandleLocal stays off: the addresses of live connections count as
+		// local, and a dial to one of them would never leave the stack.
+	})
+	if err := s.configure(); err != nil {
+		s.net.Destroy()
+		return nil, err
+	}
+	s.proto = s.net.TransportProtocolInstance(tcp.ProtocolNumber).(segmentQueuer)
+	s.forward = tcp.NewForwarder(s.net, o.ReceiveBuffer, s.maxShaking(), s.shake)
+	s.net.SetTransportProtocolHandler(tcp.ProtocolNumber, s.handler)
+	return s, nil
+}
+
+// configure sets netstack up. Its errors are names without a cause.
+func (s *Stack) configure() error {
+	o := &s.o
+	set := func(what string, err tcpip.Error) error {
+		if err != nil {
+			return fmt.Errorf("set up netstack: %s: %s", what, err)
+		}
+		return nil
+	}
+	recovery := tcpip.TCPRecovery(0)
+	if o.RACK {
+		recovery = tcpip.TCPRACKLossDetection
+	}
+	cc := tcpip.CongestionControlOption(o.CongestionControl)
+	sack, moderate := tcpip.TCPSACKEnabled(true), tcpip.TCPModerateReceiveBufferOption(true)
+	timeWait := tcpip.TCPTimeWaitTimeoutOption(o.TimeWait)
+	linger := tcpip.TCPLingerTimeoutOption(o.CloseTimeout)
+	send := tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: o.SendBuffer, Max: o.SendBufferMax}
+	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: o.ReceiveBuffer, Max: o.ReceiveBufferMax}
+	for what, opt := range map[string]tcpip.SettableTransportProtocolOption{
+		"loss detection": &recovery, "congestion control": &cc, "SACK": &sack, "receive buffer growth": &moderate,
+		"TIME_WAIT": &timeWait, "linger time": &linger, "send buffer": &send, "receive buffer": &receive,
+	} {
+		if err := set(what, s.net.SetTransportProtocolOption(tcp.ProtocolNumber, opt)); err != nil {
+			return err
+		}
+	}
+	if err := set("interface", s.net.CreateNIC(nicID, s.link)); err != nil {
+		return err
+	}
+	// Any destination is ours, and any source.
+	if err := set("promiscuous mode", s.net.SetPromiscuousMode(nicID, true)); err != nil {
+		return err
+	}
+	if err := set("spoofing", s.net.SetSpoofing(nicID, true)); err != nil {
+		return err
+	}
+	s.net.SetRouteTable([]tcpip.Route{
+		{Destination: header.IPv4EmptySubnet, NIC: nicID},
+		{Destination: header.IPv6EmptySubnet, NIC: nicID},
+	})
+	return nil
+}
+
+// usableMTU returns the largest IP packet that every port carries and a frame
+// holds.
+func usableMTU(env *pipeline.Env) (int, error) {
+	mtu := 65535
+	for _, p := range env.Ports {
+		if p.MTU > 0 {
+			mtu = min(mtu, p.MTU)
+		}
+	}
+	if p := env.Emitter.Alloc(); p != nil {
+		mtu = min(mtu, len(p.Frame())-p.Offset()-len(leg{}.l2))
+		env.Emitter.Release(p)
+	} else {
+		mtu = min(mtu, 1500)
+	}
+	if mtu < header.IPv6MinimumMTU {
+		return 0, fmt.Errorf("set up netstack: ports and frames carry IP packets of %d bytes, IPv6 needs %d", mtu, header.IPv6MinimumMTU)
+	}
+	return mtu, nil
+}
+
+// wake makes the worker take a turn, once for as many calls as come before it
+// does.
+func (s *Stack) wake() {
+	if !s.signalled.Swap(true) {
+		s.env.Wake()
+	}
+}
+
+// enqueue lists a flow for service; its queued mark is set already.
+func (s *Stack) enqueue(f *flow) {
+	s.mu.Lock()
+	s.ready = append(s.ready, f)
+	s.mu.Unlock()
+	s.wake()
+}
+
+// Poll does what netstack and the flows have asked for since the last call:
+// handshakes that ended, bytes that can be relayed, packets to be sent.
+func (s *Stack) Poll(now int64) (busy bool) {
+	s.signalled.Store(true)
+	s.Flush()
+	s.mu.Lock()
+	s.ready, s.work = s.work[:0], s.ready
+	s.accepted, s.done = s.done[:0], s.accepted
+	s.mu.Unlock()
+	for i, a := range s.done {
+		s.finishHandshake(a, now)
+		s.done[i] = accepted{}
+		busy = true
+	}
+	for i, f := range s.work {
+		f.queued.Store(false)
+		if s.service(f, now) && !f.queued.Swap(true) {
+			s.enqueue(f)
+		}
+		s.work[i] = nil
+		busy = true
+	}
+	if s.transmit(now) {
+		busy = true
+	}
+	if s.finishResets(now) && s.transmit(now) {
+		busy = true
+	}
+	// From here on whoever queues something wakes the worker; what was queued
+	// before is looked at now.
+	s.signalled.Store(false)
+	s.mu.Lock()
+	more := len(s.ready) > 0 || len(s.accepted) > 0
+	s.mu.Unlock()
+	return busy || more || s.link.waiting() || s.txAt < len(s.tx)
+}
+
+// expireStep is how many flows one Tick looks at for having been idle.
+const expireStep = 4096
+
+// Tick ends what has waited for too long.
+func (s *Stack) Tick(now int64) {
+	for i := 0; i < len(s.timed); {
+		f := s.timed[i]
+		if now < f.deadline {
+			i++
+			continue
+		}
+		f.setDeadline(now, 0) // puts another flow at i
+		s.timeout(f, now)
+	}
+	s.flows.Expire(now, func(f **flow) time.Duration { return s.idleLimit(*f) }, expireStep,
+		func(_ wire.Flow, f **flow) { s.idle(*f, now) })
+	s.forgetLingering(now)
+	s.n.active.Set(uint64(s.active))
+	s.n.pending.Set(uint64(s.pending))
+	s.n.lingering.Set(uint64(len(s.lingering) - s.lingerAt))
+}
+
+// Drain makes the stack refuse new connections, which are bypassed, and
+// returns how many are left.
+func (s *Stack) Drain(int64) (left int) {
+	s.draining = true
+	return s.active
+}
+
+// Flows yields the connections that are terminated now.
+func (s *Stack) Flows(yield func(pipeline.FlowInfo)) {
+	for _, p := range s.flows.All() {
+		f := *p
+		if f.state >= stateClosed {
+			continue
+		}
+		yield(pipeline.FlowInfo{
+			Flow: f.conn.Flow, Depth: pipeline.DepthTerminate, State: f.state.String(),
+			Why: "the tcp stage terminates it", Start: f.conn.Start, Packets: f.packets,
+			Bytes: f.dir[pipeline.ToServer].bytes + f.dir[pipeline.ToClient].bytes,
+		})
+	}
+}
+
+// closeWait bounds how long Close waits for handshakes to notice.
+const closeWait = 5 * time.Second
+
+// Close resets every connection and stops netstack. What is sent last is
+// emitted; it is up to the worker whether it leaves.
+func (s *Stack) Close() error {
+	if s.closed {
+		return nil
+	}
+	s.closed, s.draining = true, true
+	s.mu.Lock()
+	s.closing = true
+	s.mu.Unlock()
+	now := s.env.Now()
+	for _, p := range s.flows.All() {
+		s.kill(*p, now)
+	}
+	err := s.stopHandshakes()
+	s.transmit(now)
+	for s.txAt < len(s.tx) {
+		s.releaseTx()
+	}
+	s.net.Destroy()
+	for _, pkt := range s.link.take(nil) {
+		s.link.release(pkt)
+	}
+	s.Tick(now)
+	return err
+}
+
+// stopHandshakes aborts the handshakes with clients until their goroutines
+// have ended.
+func (s *Stack) stopHandshakes() error {
+	for end := time.Now().Add(closeWait); ; time.Sleep(100 * time.Microsecond) {
+		s.mu.Lock()
+		left := make([]nstack.TransportEndpointID, 0, len(s.shaking))
+		for id := range s.shaking {
+			left = append(left, id)
+		}
+		results := s.accepted
+		s.accepted = nil
+		s.mu.Unlock()
+		for _, a := range results {
+			if a.ep != nil {
+				a.ep.Abort()
+				a.ep.Close()
+			}
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("stop netstack: %d handshakes did not end within %v", len(left), closeWait)
+		}
+		for _, id := range left {
+			if ep := s.find(id); ep != nil {
+				ep.Abort()
+			}
+		}
+	}
+}

@@ -1,0 +1,151 @@
+package stack
+
+import (
+	"math"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+)
+
+// timeout ends a flow whose deadline has passed.
+func (s *Stack) timeout(f *flow, now int64) {
+	switch f.state {
+	case stateDialing:
+		s.n.dialTimeout.Add(1)
+	case stateAccepting:
+		s.n.handshakeTimeout.Add(1)
+	default:
+		if f.resetting == nil {
+			s.n.closeTimeout.Add(1)
+		}
+	}
+	s.kill(f, now)
+}
+
+// never is longer than any flow lives.
+const never = time.Duration(math.MaxInt64)
+
+// idleLimit is how long a flow may be without packets. States with a deadline
+// of their own are not the table's concern.
+func (s *Stack) idleLimit(f *flow) time.Duration {
+	d := time.Duration(0)
+	if f.state == stateOpen && f.resetting == nil && !f.denying {
+		if f.client.gotFIN != f.server.gotFIN && s.o.HalfClosedTimeout > 0 {
+			d = s.o.HalfClosedTimeout
+		} else {
+			d = s.o.IdleTimeout
+		}
+	}
+	if d <= 0 {
+		return never
+	}
+	return d
+}
+
+// idle ends a flow that the table has just dropped.
+func (s *Stack) idle(f *flow, now int64) {
+	if f.client.gotFIN != f.server.gotFIN && s.o.HalfClosedTimeout > 0 {
+		s.n.halfClosedTimeout.Add(1)
+	} else {
+		s.n.idleTimeout.Add(1)
+	}
+	s.shut(f, now)
+	f.state = stateGone
+}
+
+// kill ends a connection at once: both ends are reset, where they know of it,
+// and the flow is remembered for a while.
+func (s *Stack) kill(f *flow, now int64) {
+	switch f.state {
+	case stateClosed, stateGone:
+	case stateDialing:
+		s.forget(f, now)
+	default:
+		s.linger(f, now)
+	}
+}
+
+// supersede makes room for a new connection of the same name. The client has
+// forgotten the old one; the server is told, if it may not know.
+func (s *Stack) supersede(f *flow, now int64) {
+	f.client.mute = true
+	if f.server.state() == tcp.StateTimeWait {
+		f.server.mute = true
+	}
+	s.forget(f, now)
+}
+
+// forget ends a connection and takes it out of the table.
+func (s *Stack) forget(f *flow, now int64) {
+	s.shut(f, now)
+	s.flows.Delete(f.key)
+	f.state = stateGone
+}
+
+// linger ends a connection and keeps its name for what is under way still.
+func (s *Stack) linger(f *flow, now int64) {
+	s.shut(f, now)
+	f.state = stateClosed
+	f.deadline = now + int64(s.o.TimeWait) + int64(time.Second)
+	s.lingering = append(s.lingering, f)
+}
+
+// shut ends what is left of a connection: streams, endpoints, buffers.
+func (s *Stack) shut(f *flow, now int64) {
+	if f.state >= stateClosed {
+		for _, l := range [...]*leg{&f.client, &f.server} {
+			l.abort(true) // at most TIME_WAIT
+		}
+		return
+	}
+	f.setDeadline(now, 0)
+	f.gone.Store(true)
+	s.active--
+	if f.state <= stateAccepting {
+		s.pending--
+	}
+	if f.state == stateAccepting && f.client.ep == nil {
+		f.client.ep = s.find(f.client.id)
+	}
+	s.endStreams(f, now)
+	for d := range f.dir {
+		s.dropStore(&f.dir[d])
+	}
+	for _, l := range [...]*leg{&f.client, &f.server} {
+		if l.over() {
+			if l.state() != tcp.StateTimeWait {
+				l.abort(true)
+			}
+			continue // TIME_WAIT goes on, while the flow is remembered
+		}
+		l.abort(false)
+	}
+	f.syn = nil
+}
+
+// forgetLingering drops the connections that were remembered long enough.
+func (s *Stack) forgetLingering(now int64) {
+	for s.lingerAt < len(s.lingering) && (s.lingering[s.lingerAt].state == stateGone || now >= s.lingering[s.lingerAt].deadline) {
+		s.evictLingering()
+	}
+}
+
+// evictLingering drops the connection that was remembered longest.
+func (s *Stack) evictLingering() {
+	for s.lingerAt < len(s.lingering) {
+		f := s.lingering[s.lingerAt]
+		s.lingering[s.lingerAt] = nil
+		s.lingerAt++
+		if s.lingerAt > len(s.lingering)/2 && s.lingerAt > 64 {
+			n := copy(s.lingering, s.lingering[s.lingerAt:])
+			clear(s.lingering[n:])
+			s.lingering, s.lingerAt = s.lingering[:n], 0
+		}
+		if f.state == stateClosed {
+			s.shut(f, 0)
+			s.flows.Delete(f.key)
+			f.state = stateGone
+			return
+		}
+	}
+}

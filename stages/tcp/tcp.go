@@ -1,0 +1,99 @@
+// Package tcp is the boundary stage: packets come in, stream stages behind it
+// see connections. It terminates the TCP connections of its chain by way of
+// package stack and leaves everything else alone.
+//
+// Its one trap: it only takes connections whose SYN it has seen. What was open
+// before it started passes through, unseen by the stream stages.
+package tcp
+
+import (
+	_ "embed"
+	"time"
+
+	"penstock/pipeline"
+	"penstock/stack"
+)
+
+//go:embed README.md
+var readme string
+
+// Descriptor describes the stage to the registry.
+func Descriptor() pipeline.Descriptor[Config] {
+	return pipeline.Descriptor[Config]{
+		Kind:     "tcp",
+		Summary:  "terminates TCP connections transparently and shows their bytes to the stream stages behind it",
+		README:   readme,
+		Reasons:  stack.Reasons(),
+		Affinity: true,
+		Default:  Default,
+		Validate: Validate,
+		Depth:    depth,
+		NewBoundary: func(c Config, env *pipeline.Env, streams []pipeline.StreamStage, _ []string) (pipeline.Stage, error) {
+			return New(c, env, streams)
+		},
+	}
+}
+
+// Stage is a worker's instance.
+type Stage struct {
+	stack *stack.Stack
+	now   func() int64
+}
+
+var (
+	_ pipeline.Poller     = (*Stage)(nil)
+	_ pipeline.Ticker     = (*Stage)(nil)
+	_ pipeline.Drainer    = (*Stage)(nil)
+	_ pipeline.FlowLister = (*Stage)(nil)
+	_ pipeline.Closer     = (*Stage)(nil)
+)
+
+// New makes the stage and its netstack.
+func New(c Config, env *pipeline.Env, streams []pipeline.StreamStage) (*Stage, error) {
+	o := c.options()
+	o.Streams = streams
+	s, err := stack.New(env, o)
+	if err != nil {
+		return nil, err
+	}
+	return &Stage{stack: s, now: env.Now}, nil
+}
+
+// Process implements pipeline.Stage.
+func (s *Stage) Process(b *pipeline.Batch) {
+	now := s.now()
+	for p := range b.Live() {
+		s.stack.Input(p, now)
+	}
+	s.stack.Flush()
+}
+
+// Poll implements pipeline.Poller.
+func (s *Stage) Poll(now int64) bool { return s.stack.Poll(now) }
+
+// Tick implements pipeline.Ticker.
+func (s *Stage) Tick(now int64) { s.stack.Tick(now) }
+
+// Drain implements pipeline.Drainer.
+func (s *Stage) Drain(now int64) int { return s.stack.Drain(now) }
+
+// Flows implements pipeline.FlowLister.
+func (s *Stage) Flows(yield func(pipeline.FlowInfo)) { s.stack.Flows(yield) }
+
+// Close implements pipeline.Closer.
+func (s *Stage) Close() error { return s.stack.Close() }
+
+func (c *Config) options() stack.Options {
+	refusal := map[string]stack.Refusal{"bypass": stack.Bypass, "drop": stack.Drop}
+	return stack.Options{
+		MaxFlows: c.MaxFlows, MaxPending: c.MaxPending,
+		OnLimit: refusal[c.OnLimit], OnUnsupported: refusal[c.OnUnsupported],
+		DialTimeout: time.Duration(c.DialTimeout), HandshakeTimeout: time.Duration(c.HandshakeTimeout),
+		IdleTimeout: time.Duration(c.IdleTimeout), HalfClosedTimeout: time.Duration(c.HalfClosedTimeout),
+		CloseTimeout: time.Duration(c.CloseTimeout), TimeWait: time.Duration(c.TimeWait),
+		KeepAlive:  time.Duration(c.KeepAlive),
+		SendBuffer: int(c.SendBuffer), SendBufferMax: int(c.SendBufferMax),
+		ReceiveBuffer: int(c.ReceiveBuffer), ReceiveBufferMax: int(c.ReceiveBufferMax),
+		HoldBytes: int(c.HoldBytes), CongestionControl: c.CongestionControl, RACK: c.LossDetection == "rack",
+	}
+}

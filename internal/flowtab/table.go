@@ -1,7 +1,6 @@
 package flowtab
 
 import (
-	"hash/maphash"
 	"iter"
 	"math/bits"
 	"time"
@@ -10,16 +9,14 @@ import (
 )
 
 // Table maps flows to values of type V. Its places are allocated by New and never move, so a *V stays valid until its
-// entry is deleted, expired or evicted; the place is then zeroed and used again.
-//
-// The hash has a secret seed per table: whoever chooses addresses and ports cannot choose collisions.
+// entry is deleted, expired or evicted; the place is then zeroed and used again for another flow.
 type Table[V any] struct {
-	seed    maphash.Seed
+	secret  secret
 	mask    uint64
-	buckets []uint32 // hash -> first node of the chain, 0 = none
-	nodes   []node   // nodes[0] is the anchor of the age ring; free nodes are chained by next
-	values  []V      // values[i] belongs to nodes[i]
-	free    uint32   // first free node, 0 = full
+	buckets []uint32   // hash -> first place of the chain, 0 = none
+	places  []place[V] // places[0] is the anchor of the age ring, and holds no entry
+	free    uint32     // first free place, 0 = full
+	high    uint32     // no place beyond this was ever used
 	len     int
 
 	latest    int64  // the latest time given; an earlier one counts as this
@@ -27,32 +24,34 @@ type Table[V any] struct {
 	passStart int64  // when Expire's pass over the table began
 }
 
-// node is one cache line. older and newer link the age ring: anchor.newer is the oldest, anchor.older the newest.
-type node struct {
-	key          wire.Flow
-	next         uint32 // in the bucket's chain, or in the free list
+// place holds one entry: a cache line, and the value behind it.
+type place[V any] struct {
+	key  wire.Flow
+	next uint32 // in the bucket's chain, or in the list of free places
+	// The age ring: the anchor's newer is the oldest entry, its older the newest.
 	older, newer uint32
 	seen         int64
+	value        V
 }
 
-// nodeFree in older marks a free place.
-const nodeFree = ^uint32(0)
+// isFree in a place's older says that it holds no entry.
+const isFree = ^uint32(0)
 
-// New returns an empty table with the given number of places, at least 1. It allocates all memory the table will ever
-// use: about 72 bytes + the size of V for each place.
+// New returns an empty table for capacity flows, at least 1 and below 2^31. It allocates all the memory the table will
+// ever use: about 64 bytes, 8 to 16 for the index, and the size of V for each flow.
 func New[V any](capacity int) *Table[V] {
 	capacity = max(capacity, 1)
-	size := 1 << bits.Len(uint(capacity-1))
+	// Half full at most, so that most chains have one entry.
+	size := 2 << bits.Len(uint(capacity-1))
 	t := &Table[V]{
-		seed:    maphash.MakeSeed(),
+		secret:  newSecret(),
 		mask:    uint64(size - 1),
 		buckets: make([]uint32, size),
-		nodes:   make([]node, capacity+1),
-		values:  make([]V, capacity+1),
+		places:  make([]place[V], capacity+1),
 	}
 	for i := capacity; i >= 1; i-- {
-		t.nodes[i].next = t.free
-		t.nodes[i].older = nodeFree
+		t.places[i].next = t.free
+		t.places[i].older = isFree
 		t.free = uint32(i)
 	}
 	return t
@@ -61,17 +60,18 @@ func New[V any](capacity int) *Table[V] {
 // Len returns the number of entries.
 func (t *Table[V]) Len() int { return t.len }
 
-// Cap returns the number of places.
-func (t *Table[V]) Cap() int { return len(t.nodes) - 1 }
+// Cap returns the number of entries the table can hold.
+func (t *Table[V]) Cap() int { return len(t.places) - 1 }
 
-// Get returns the entry of k and makes it the newest, seen at now.
+// Get returns the entry of k and makes it the newest one, seen at now (nanoseconds of a monotonic clock; earlier than
+// an earlier call's counts as that).
 func (t *Table[V]) Get(k wire.Flow, now int64) (v *V, ok bool) {
 	i, _ := t.find(&k)
 	if i == 0 {
 		return nil, false
 	}
 	t.touch(i, now)
-	return &t.values[i], true
+	return &t.places[i].value, true
 }
 
 // Peek returns the entry of k and leaves its age alone.
@@ -80,30 +80,31 @@ func (t *Table[V]) Peek(k wire.Flow) (v *V, ok bool) {
 	if i == 0 {
 		return nil, false
 	}
-	return &t.values[i], true
+	return &t.places[i].value, true
 }
 
-// Insert returns a new, zero entry for k, seen at now. If k has an entry already, that one is returned unchanged but
-// for its age. ok is false if the table is full; the caller counts that, or makes room with EvictOldest.
+// Insert returns a new entry for k with a zero value, seen at now. If k has an entry already, that one is returned, as
+// Get would. ok is false if the table is full; the caller counts that, or makes room with EvictOldest.
 func (t *Table[V]) Insert(k wire.Flow, now int64) (v *V, ok bool) {
 	i, bucket := t.find(&k)
 	if i != 0 {
 		t.touch(i, now)
-		return &t.values[i], true
+		return &t.places[i].value, true
 	}
 	i = t.free
 	if i == 0 {
 		return nil, false
 	}
-	n := &t.nodes[i]
-	t.free = n.next
-	n.key = k
-	n.next = *bucket
+	p := &t.places[i]
+	t.free = p.next
+	t.high = max(t.high, i)
+	p.key = k
+	p.next = *bucket
 	*bucket = i
-	n.seen = t.clock(now)
+	p.seen = t.clock(now)
 	t.link(i)
 	t.len++
-	return &t.values[i], true
+	return &p.value, true
 }
 
 // Delete removes the entry of k; false if there is none.
@@ -112,67 +113,70 @@ func (t *Table[V]) Delete(k wire.Flow) bool {
 	if i == 0 {
 		return false
 	}
-	t.detach(i)
-	t.release(i)
+	t.remove(i, nil)
 	return true
 }
 
-// LastSeen returns when k was last seen, on the caller's clock.
+// LastSeen returns when k was last seen: the time of its last Get or Insert.
 func (t *Table[V]) LastSeen(k wire.Flow) (at int64, ok bool) {
 	i, _ := t.find(&k)
 	if i == 0 {
 		return 0, false
 	}
-	return t.nodes[i].seen, true
+	return t.places[i].seen, true
 }
 
-// Expire removes entries that were not seen for as long as idle says for each, oldest first, and returns how many. It
-// looks at no more than limit entries and goes on there the next time, so a table with different idle times is gone
-// through in bounded steps; the oldest entry is looked at in every call.
+// Expire removes entries that have not been seen for as long as idle says for each (it may say something else each
+// time), oldest first, and returns how many it removed. It looks at no more than limit entries (at least 2) and goes on
+// where it stopped in the next call, so that entries with a short idle time are found behind older ones with a long
+// one: the oldest gets its turn in every call, any other one after at most 2*Len()/(limit-1)+2 calls.
 //
-// evict, which may be nil, is called for each removed entry after it left the table and before its place is zeroed; v is not valid
-// afterwards. Both functions may use the table.
-func (t *Table[V]) Expire(now int64, idle func(v *V) time.Duration, limit int, evict func(k wire.Flow, v *V)) int {
+// evict, which may be nil, is called for each removed entry, after it left the table and before its value is zeroed: v
+// is not valid afterwards. Both functions may use the table; the place of an entry being evicted is free only
+// when evict has returned.
+func (t *Table[V]) Expire(now int64, idle func(v *V) time.Duration, limit int, evict func(k wire.Flow, v *V)) (removed int) {
 	now = t.clock(now)
-	removed := 0
+	limit = max(limit, 2)
 	for ; limit > 0; limit-- {
-		i := t.nodes[0].newer
-		if i == 0 || !t.expireOne(i, now, idle, evict) {
+		i := t.places[0].newer
+		if i == 0 {
+			return removed
+		}
+		if !t.isIdle(i, now, idle) {
+			limit--
 			break
 		}
+		t.remove(i, evict)
 		removed++
 	}
 	for ; limit > 0; limit-- {
 		if t.cursor == 0 {
-			t.cursor, t.passStart = t.nodes[0].newer, now
+			t.cursor, t.passStart = t.places[0].newer, now
 		}
 		i := t.cursor
-		// What was seen since the pass began is at the young end: the pass is over.
-		if i == 0 || t.nodes[i].seen >= t.passStart {
+		// The ring is sorted by time: if this one was seen since the pass began, so was all that follows.
+		if i == 0 || t.places[i].seen >= t.passStart {
 			t.cursor = 0
 			break
 		}
-		t.cursor = t.nodes[i].newer
-		if t.expireOne(i, now, idle, evict) {
+		t.cursor = t.places[i].newer
+		if t.isIdle(i, now, idle) {
+			t.remove(i, evict)
 			removed++
 		}
 	}
 	return removed
 }
 
-// expireOne removes entry i if it was idle for too long.
-func (t *Table[V]) expireOne(i uint32, now int64, idle func(*V) time.Duration, evict func(wire.Flow, *V)) bool {
-	if now-t.nodes[i].seen < int64(idle(&t.values[i])) {
-		return false
-	}
-	t.remove(i, evict)
-	return true
+func (t *Table[V]) isIdle(i uint32, now int64, idle func(*V) time.Duration) bool {
+	p := &t.places[i]
+	return now-p.seen >= int64(idle(&p.value))
 }
 
-// EvictOldest removes the entry that was not seen for the longest time; false if the table is empty. evict is as for
-// Expire.
+// EvictOldest removes the entry that has not been seen for the longest time; false if the table is empty. evict is as
+// for Expire.
 func (t *Table[V]) EvictOldest(evict func(k wire.Flow, v *V)) bool {
-	i := t.nodes[0].newer
+	i := t.places[0].newer
 	if i == 0 {
 		return false
 	}
@@ -180,21 +184,36 @@ func (t *Table[V]) EvictOldest(evict func(k wire.Flow, v *V)) bool {
 	return true
 }
 
-// Oldest returns the entry that was not seen for the longest time, and when it was.
+// Oldest returns the entry that has not been seen for the longest time, and when it was.
 func (t *Table[V]) Oldest() (k wire.Flow, v *V, seen int64, ok bool) {
-	i := t.nodes[0].newer
+	i := t.places[0].newer
 	if i == 0 {
 		return wire.Flow{}, nil, 0, false
 	}
-	return t.nodes[i].key, &t.values[i], t.nodes[i].seen, true
+	p := &t.places[i]
+	return p.key, &p.value, p.seen, true
 }
 
 // All yields every entry once, in no particular order. The table may be changed meanwhile: an entry deleted before its
 // turn is not yielded, one inserted meanwhile may be.
 func (t *Table[V]) All() iter.Seq2[wire.Flow, *V] {
 	return func(yield func(wire.Flow, *V) bool) {
-		for i := 1; i < len(t.nodes); i++ {
-			if t.nodes[i].older != nodeFree && !yield(t.nodes[i].key, &t.values[i]) {
+		for i := uint32(1); i <= t.high; i++ {
+			if p := &t.places[i]; p.older != isFree && !yield(p.key, &p.value) {
+				return
+			}
+		}
+	}
+}
+
+// OldestFirst yields every entry once, by age. Of the changes to the table, only Delete of the entry just yielded is
+// allowed meanwhile.
+func (t *Table[V]) OldestFirst() iter.Seq2[wire.Flow, *V] {
+	return func(yield func(wire.Flow, *V) bool) {
+		for i := t.places[0].newer; i != 0; {
+			p := &t.places[i]
+			i = p.newer
+			if !yield(p.key, &p.value) {
 				return
 			}
 		}
@@ -207,21 +226,21 @@ func (t *Table[V]) clock(now int64) int64 {
 	return t.latest
 }
 
-// find returns the node of k, 0 if none, and the head of its chain.
+// find returns the place of k, 0 if it has none, and the head of the chain it belongs to.
 func (t *Table[V]) find(k *wire.Flow) (i uint32, bucket *uint32) {
-	bucket = &t.buckets[maphash.Comparable(t.seed, *k)&t.mask]
-	for i = *bucket; i != 0; i = t.nodes[i].next {
-		if t.nodes[i].key == *k {
+	bucket = &t.buckets[t.secret.hash(k)&t.mask]
+	for i = *bucket; i != 0; i = t.places[i].next {
+		if t.places[i].key == *k {
 			break
 		}
 	}
 	return i, bucket
 }
 
-// touch makes entry i the newest.
+// touch makes entry i the newest one.
 func (t *Table[V]) touch(i uint32, now int64) {
-	t.nodes[i].seen = t.clock(now)
-	if t.nodes[0].older != i {
+	t.places[i].seen = t.clock(now)
+	if t.places[0].older != i {
 		t.unlink(i)
 		t.link(i)
 	}
@@ -229,47 +248,38 @@ func (t *Table[V]) touch(i uint32, now int64) {
 
 // link puts i at the young end of the age ring.
 func (t *Table[V]) link(i uint32) {
-	newest := t.nodes[0].older
-	t.nodes[i].older, t.nodes[i].newer = newest, 0
-	t.nodes[newest].newer = i
-	t.nodes[0].older = i
+	newest := t.places[0].older
+	t.places[i].older, t.places[i].newer = newest, 0
+	t.places[newest].newer = i
+	t.places[0].older = i
 }
 
-// unlink takes i out of the age ring; Expire goes on behind it.
+// unlink takes i out of the age ring. If Expire was to go on with it, it goes on behind it.
 func (t *Table[V]) unlink(i uint32) {
-	older, newer := t.nodes[i].older, t.nodes[i].newer
-	t.nodes[older].newer = newer
-	t.nodes[newer].older = older
+	older, newer := t.places[i].older, t.places[i].newer
+	t.places[older].newer = newer
+	t.places[newer].older = older
 	if t.cursor == i {
 		t.cursor = newer
 	}
 }
 
-// detach takes i out of its chain and of the age ring.
-func (t *Table[V]) detach(i uint32) {
-	n := &t.nodes[i]
-	at := &t.buckets[maphash.Comparable(t.seed, n.key)&t.mask]
-	for *at != i {
-		at = &t.nodes[*at].next
-	}
-	*at = n.next
-	t.unlink(i)
-	n.older = nodeFree
-	t.len--
-}
-
-// release zeroes the place and puts it on the free list.
-func (t *Table[V]) release(i uint32) {
-	var zero V
-	t.values[i] = zero
-	t.nodes[i].next = t.free
-	t.free = i
-}
-
+// remove takes entry i out of the table, shows it to evict if there is one, and frees its place.
 func (t *Table[V]) remove(i uint32, evict func(wire.Flow, *V)) {
-	t.detach(i)
-	if evict != nil {
-		evict(t.nodes[i].key, &t.values[i])
+	p := &t.places[i]
+	at := &t.buckets[t.secret.hash(&p.key)&t.mask]
+	for *at != i {
+		at = &t.places[*at].next
 	}
-	t.release(i)
+	*at = p.next
+	t.unlink(i)
+	p.older = isFree
+	t.len--
+	if evict != nil {
+		evict(p.key, &p.value)
+	}
+	var zero V
+	p.value = zero
+	p.next = t.free
+	t.free = i
 }

@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"net"
+	"net/netip"
 	"testing"
 
 	"github.com/gopacket/gopacket"
@@ -100,3 +101,32 @@ func udp4(t testing.TB, n int) []byte {
 	ip := ip4(layers.IPProtocolUDP)
 	return build(t, eth(layers.EthernetTypeIPv4), ip, udp(ip), payload(n))
 }
+
+// flowOf is the flow of a packet as gopacket sees it, which shares nothing with the program.
+func flowOf(t testing.TB, packet []byte) (k FlowKey) {
+	t.Helper()
+	p := gopacket.NewPacket(packet, layers.LayerTypeEthernet, gopacket.Default)
+	n := 0
+	for _, l := range p.Layers() {
+		switch l := l.(type) {
+		case *layers.Dot1Q:
+			k.VLAN[n] = l.VLANIdentifier
+			n++
+		case *layers.IPv4:
+			k.Src, k.Dst, k.Proto = netip.AddrFrom4([4]byte(l.SrcIP.To4())), netip.AddrFrom4([4]byte(l.DstIP.To4())), uint8(l.Protocol)
+		case *layers.IPv6:
+			k.Src, k.Dst, k.Proto = netip.AddrFrom16([16]byte(l.SrcIP)), netip.AddrFrom16([16]byte(l.DstIP)), uint8(l.NextHeader)
+		case *layers.TCP:
+			k.SrcPort, k.DstPort, k.Proto = uint16(l.SrcPort), uint16(l.DstPort), ProtoTCP
+		case *layers.UDP:
+			k.SrcPort, k.DstPort, k.Proto = uint16(l.SrcPort), uint16(l.DstPort), ProtoUDP
+		case *layers.ICMPv4:
+			k.SrcPort, k.DstPort, k.Proto = l.Id, l.Id, ProtoICMP
+		case *layers.ICMPv6Echo:
+			k.SrcPort, k.DstPort, k.Proto = l.Identifier, l.Identifier, ProtoICMPv6
+		}
+	}
+	return k
+}
+
+func hashOf(t testing.TB, packet []byte) uint32 { return FlowHash(flowOf(t, packet)) }

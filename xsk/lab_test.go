@@ -3,7 +3,6 @@ package xsk_test
 import (
 	"fmt"
 	"net"
-	"os"
 	"runtime"
 	"testing"
 	"time"
@@ -11,10 +10,10 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"penstock/internal/lab"
+	"penstock/internal/lab/labtest"
 	"penstock/xsk"
 )
 
@@ -22,83 +21,59 @@ import (
 // they cannot be taken for anything the kernel sends of its own accord.
 const etherType = 0x88b5
 
-// needRoot skips without privileges, and fails where they were promised.
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("REQUIRE_PRIV") == "1" {
-		t.Fatal("REQUIRE_PRIV=1, but not root: AF_XDP needs CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF")
-	}
-	t.Skip("SKIPPED: not root; AF_XDP needs CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF")
+// bed is a network namespace with veth pairs in it.
+type bed struct {
+	ns *lab.NS
 }
 
-// enterNS moves the test's goroutine into a network namespace of its own, which
-// has no name and ends with the test, whatever happens.
-func enterNS(t testing.TB) {
+func newBed(t testing.TB) *bed {
 	t.Helper()
-	needRoot(t)
-	runtime.LockOSThread()
-	home, err := netns.Get()
+	ns, err := labtest.NewForTest(t).NS("xsk")
 	if err != nil {
 		t.Fatal(err)
 	}
-	ns, err := netns.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	// IPv6 would send router solicitations of its own.
-	_ = os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)
-	t.Cleanup(func() {
-		ns.Close()
-		if err := netns.Set(home); err == nil {
-			runtime.UnlockOSThread() // else the thread ends with its goroutine
-		}
-		home.Close()
-	})
+	return &bed{ns: ns}
 }
 
-// wire is a veth pair. Near is where AF_XDP sockets are bound, Far the other
-// end, where a test injects and collects packets with an AF_PACKET socket.
+// do runs fn inside the namespace; what it returns fails the test.
+func (b *bed) do(t testing.TB, fn func() error) {
+	t.Helper()
+	if err := b.ns.Do(fn); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wire is a veth pair. AF_XDP sockets are bound to the near end; at the far end
+// a test injects and collects packets.
 type wire struct {
-	near, far netlink.Link
+	*bed
+	name      string
+	near, far int // interface indices
 	xsks      *ebpf.Map
 }
 
-// newWire makes a veth pair in the current namespace, with a native XDP program
-// on the near end that redirects every packet to the socket of its queue.
-func newWire(t testing.TB, name string, queues int) *wire {
+// wire makes a veth pair with a native XDP program on the near end that
+// redirects every packet to the socket of its queue.
+func (b *bed) wire(t testing.TB, name string, queues int) *wire {
 	t.Helper()
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = name
-	attrs.NumTxQueues, attrs.NumRxQueues = queues, queues
-	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: name + "p",
-		PeerNumTxQueues: uint32(queues), PeerNumRxQueues: uint32(queues)}
-	if err := netlink.LinkAdd(pair); err != nil {
-		t.Fatalf("add veth %s: %v", name, err)
+	w := &wire{bed: b, name: name}
+	err := b.ns.Lab().Veth(lab.End{NS: b.ns, Name: name, NoIPv6: true},
+		lab.End{NS: b.ns, Name: name + "p", NoIPv6: true}, lab.VethOptions{Queues: queues})
+	if err != nil {
+		t.Fatal(err)
 	}
-	w := &wire{}
-	var err error
-	for _, end := range []struct {
-		name string
-		link *netlink.Link
-	}{{name, &w.near}, {name + "p", &w.far}} {
-		if *end.link, err = netlink.LinkByName(end.name); err != nil {
-			t.Fatal(err)
-		}
-		if err = netlink.LinkSetUp(*end.link); err != nil {
-			t.Fatal(err)
-		}
+	if w.near, err = b.ns.LinkIndex(name); err != nil {
+		t.Fatal(err)
 	}
-	w.xsks = attachRedirect(t, w.near.Attrs().Index, queues)
+	if w.far, err = b.ns.LinkIndex(name + "p"); err != nil {
+		t.Fatal(err)
+	}
+	w.xsks = b.redirect(t, w.near, queues)
 	return w
 }
 
-func (w *wire) ifindex() int { return w.near.Attrs().Index }
-
-// attachRedirect attaches "redirect to xsks[rx_queue_index], else pass".
-func attachRedirect(t testing.TB, ifindex, queues int) *ebpf.Map {
+// redirect attaches "redirect to xsks[rx_queue_index], else pass".
+func (b *bed) redirect(t testing.TB, ifindex, queues int) *ebpf.Map {
 	t.Helper()
 	xsks, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.XSKMap, KeySize: 4, ValueSize: 4, MaxEntries: uint32(queues)})
 	if err != nil {
@@ -106,7 +81,7 @@ func attachRedirect(t testing.TB, ifindex, queues int) *ebpf.Map {
 	}
 	t.Cleanup(func() { xsks.Close() })
 	const rxQueueIndex, pass = 16, 2 // offset in struct xdp_md; XDP_PASS
-	attachXDP(t, ifindex, asm.Instructions{
+	b.attach(t, ifindex, asm.Instructions{
 		asm.LoadMem(asm.R2, asm.R1, rxQueueIndex, asm.Word),
 		asm.LoadMapPtr(asm.R1, xsks.FD()),
 		asm.Mov.Imm(asm.R3, pass),
@@ -116,31 +91,41 @@ func attachRedirect(t testing.TB, ifindex, queues int) *ebpf.Map {
 	return xsks
 }
 
-func attachXDP(t testing.TB, ifindex int, code asm.Instructions) *ebpf.Program {
+func (b *bed) attach(t testing.TB, ifindex int, code asm.Instructions) *ebpf.Program {
 	t.Helper()
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "Dual MIT/GPL", Instructions: code})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { prog.Close() })
-	l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: ifindex, Flags: link.XDPDriverMode})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
+	b.do(t, func() error {
+		l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: ifindex, Flags: link.XDPDriverMode})
+		if err == nil {
+			t.Cleanup(func() { l.Close() })
+		}
+		return err
+	})
 	return prog
 }
 
 // open opens a socket on a queue of the wire's near end and steers to it.
 func (w *wire) open(t testing.TB, u *xsk.UMEM, queue int, o *xsk.SocketOptions) *xsk.Socket {
 	t.Helper()
-	s, err := u.Open(w.ifindex(), queue, o)
+	s, err := w.tryOpen(u, queue, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
 	w.steer(t, s)
 	return s
+}
+
+func (w *wire) tryOpen(u *xsk.UMEM, queue int, o *xsk.SocketOptions) (s *xsk.Socket, err error) {
+	_ = w.ns.Do(func() error {
+		s, err = u.Open(w.near, queue, o)
+		return nil
+	})
+	return s, err
 }
 
 func (w *wire) steer(t testing.TB, s *xsk.Socket) {
@@ -165,25 +150,31 @@ type tap struct {
 	fd int
 }
 
-func (w *wire) tap(t testing.TB) *tap { return openTap(t, w.far.Attrs().Index) }
-
-func openTap(t testing.TB, ifindex int) *tap {
+func (w *wire) tap(t testing.TB) *tap {
 	t.Helper()
-	proto := uint16(etherType>>8 | etherType&0xff<<8) // network byte order
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(proto))
-	if err != nil {
+	const proto = etherType>>8 | etherType&0xff<<8 // in network byte order
+	p := &tap{fd: -1}
+	w.do(t, func() (err error) {
+		p.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
+	t.Cleanup(func() { unix.Close(p.fd) })
+	for opt, v := range map[int]int{unix.SO_RCVBUFFORCE: 64 << 20, unix.SO_SNDBUFFORCE: 16 << 20} {
+		if err := unix.SetsockoptInt(p.fd, unix.SOL_SOCKET, opt, v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.SetsockoptInt(p.fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { unix.Close(fd) })
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 16<<20)
-	_ = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: proto, Ifindex: ifindex}); err != nil {
+	if err := unix.Bind(p.fd, &unix.SockaddrLinklayer{Protocol: proto, Ifindex: w.far}); err != nil {
 		t.Fatal(err)
 	}
 	tv := unix.NsecToTimeval(int64(100 * time.Millisecond))
-	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
-	return &tap{fd: fd}
+	if err := unix.SetsockoptTimeval(p.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
 func (p *tap) send(b []byte) error {

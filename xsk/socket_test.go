@@ -8,8 +8,7 @@ import (
 )
 
 func TestBothDirections(t *testing.T) {
-	enterNS(t)
-	w := newWire(t, "a", 1)
+	w := newBed(t).wire(t, "a", 1)
 	u := newUMEM(t, xsk.UMEMOptions{Frames: 256})
 	pool := u.NewPool(0, 256)
 	fill := make([]uint64, 64)

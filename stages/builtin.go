@@ -8,6 +8,7 @@ import (
 	"penstock/pipeline"
 	"penstock/stages/acl"
 	"penstock/stages/http"
+	"penstock/stages/tcp"
 )
 
 // Builtin returns the registry of all kinds.
@@ -15,5 +16,6 @@ func Builtin() *pipeline.Registry {
 	r := &pipeline.Registry{}
 	pipeline.Register(r, acl.Descriptor())
 	pipeline.Register(r, http.Descriptor())
+	pipeline.Register(r, tcp.Descriptor())
 	return r
 }

@@ -189,8 +189,9 @@ func TestExpireSameIdle(t *testing.T) {
 // TestExpireMixedIdle: few entries with a short idle time among many old ones with a long one are found within the
 // promised number of calls, while packets keep moving entries about.
 func TestExpireMixedIdle(t *testing.T) {
-	for _, limit := range []int{-1, 2, 3, 10, 64, 5000} {
-		t.Run(fmt.Sprint(limit), func(t *testing.T) {
+	for _, r := range []struct{ limit, traffic int }{{-1, 0}, {2, 0}, {2, 5}, {3, 1}, {10, 5}, {64, 20}, {5000, 5}} {
+		limit := r.limit
+		t.Run(fmt.Sprint(r), func(t *testing.T) {
 			const n = 1000
 			tab := flowtab.New[int](n)
 			for i := range n {
@@ -216,7 +217,7 @@ func TestExpireMixedIdle(t *testing.T) {
 					t.Fatalf("looked at %d entries", calls)
 				}
 				now++
-				for range 5 { // traffic
+				for range r.traffic {
 					if i := rng.IntN(n); i%100 != 99 {
 						tab.Get(flow(i), now)
 					}
@@ -226,6 +227,20 @@ func TestExpireMixedIdle(t *testing.T) {
 				t.Errorf("%d of %d entries expired in %d calls, %d left", gone, n/100, allowed, tab.Len())
 			}
 		})
+	}
+}
+
+// TestExpireYoung: entries seen since the pass began are not looked at; a busy table costs little.
+func TestExpireYoung(t *testing.T) {
+	tab := flowtab.New[int](100)
+	for i := range 100 {
+		tab.Insert(flow(i), 500)
+	}
+	looked := 0
+	idle := func(*int) time.Duration { looked++; return time.Hour }
+	tab.Expire(500, idle, 64, nil)
+	if looked != 1 {
+		t.Errorf("looked at %d of 100 entries seen just now, want only the oldest", looked)
 	}
 }
 

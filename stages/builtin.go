@@ -8,6 +8,7 @@ import (
 	"penstock/pipeline"
 	"penstock/stages/acl"
 	"penstock/stages/http"
+	"penstock/stages/ratelimit"
 	"penstock/stages/tcp"
 )
 
@@ -16,6 +17,7 @@ func Builtin() *pipeline.Registry {
 	r := &pipeline.Registry{}
 	pipeline.Register(r, acl.Descriptor())
 	pipeline.Register(r, http.Descriptor())
+	pipeline.Register(r, ratelimit.Descriptor())
 	pipeline.Register(r, tcp.Descriptor())
 	return r
 }

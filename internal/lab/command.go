@@ -217,9 +217,9 @@ func terminateAll(cmds []*Cmd) error {
 			if !running {
 				return
 			}
-			err := c.Terminate(terminateGrace)
-			var exit *exec.ExitError
-			if err != nil && !errors.As(err, &exit) && !errors.Is(err, exec.ErrWaitDelay) {
+			// A killed process, an ended context, a pipe that was held open: as long as the
+			// process is gone, that is what was asked for.
+			if err := c.Terminate(terminateGrace); err != nil && c.ProcessState == nil {
 				errs[i] = fmt.Errorf("end %s: %w", c.Path, err)
 			}
 		})

@@ -234,14 +234,16 @@ func TestCommandEnds(t *testing.T) {
 		}
 	})
 	t.Run("close", func(t *testing.T) {
-		polite, stubborn := inNS(t.Context(), n, "sleep"), inNS(t.Context(), n, "stubborn")
-		for _, c := range []*lab.Cmd{polite, stubborn} {
+		ctx, cancel := context.WithCancel(t.Context())
+		polite, stubborn, cancelled := inNS(t.Context(), n, "sleep"), inNS(t.Context(), n, "stubborn"), inNS(ctx, n, "stubborn")
+		for _, c := range []*lab.Cmd{polite, stubborn, cancelled} {
 			firstLine(t, c.StdoutPipe, c.Start)
 		}
+		cancel() // at the same moment
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
-		for c, want := range map[*lab.Cmd]syscall.Signal{polite: syscall.SIGTERM, stubborn: syscall.SIGKILL} {
+		for c, want := range map[*lab.Cmd]syscall.Signal{polite: syscall.SIGTERM, stubborn: syscall.SIGKILL, cancelled: syscall.SIGKILL} {
 			if got := c.ProcessState.Sys().(syscall.WaitStatus).Signal(); got != want {
 				t.Errorf("ended by %v, want %v", got, want)
 			}

@@ -16,7 +16,7 @@ import (
 )
 
 // pair builds two namespaces "a" and "b" with a veth between them, both ends "eth0",
-// 10.1.0.1 and 10.1.0.2.
+// 10.1.0.1 and 10.1.0.2. Without IPv6 the kernel sends nothing by itself.
 func pair(t *testing.T, o lab.VethOptions) (a, b *lab.NS) {
 	t.Helper()
 	l := labtest.NewForTest(t)
@@ -28,8 +28,8 @@ func pair(t *testing.T, o lab.VethOptions) (a, b *lab.NS) {
 		t.Fatal(err)
 	}
 	err = l.Veth(
-		lab.End{NS: a, Name: "eth0", Addrs: prefix("10.1.0.1/24")},
-		lab.End{NS: b, Name: "eth0", Addrs: prefix("10.1.0.2/24")}, o)
+		lab.End{NS: a, Name: "eth0", Addrs: prefix("10.1.0.1/24"), NoIPv6: true},
+		lab.End{NS: b, Name: "eth0", Addrs: prefix("10.1.0.2/24"), NoIPv6: true}, o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -233,6 +233,7 @@ func TestParseFaults(t *testing.T) {
 		{"empty v6 fragment", raw6(44, frag6(6, 64, false)...), wire.FaultFragmentBadLength, 6},
 		{"v6 fragment of 20 bytes", raw6(44, join(frag6(6, 0, true), syn6)...), wire.FaultFragmentBadLength, 6},
 		{"ping of death", patched(fragment4(long4, 24, 12, false), 20, 0x1f, 0xff), wire.FaultFragmentTooLong, 4},
+		{"ping of death, by its header", patched(fragment4(long4, 24, 12, false), 20, 0x1f, 0xfd), wire.FaultFragmentTooLong, 4},
 		{"v6 ping of death", raw6(44, join(frag6(17, 65528, false), make([]byte, 8))...), wire.FaultFragmentTooLong, 6},
 		{"tcp header over two fragments", fragment4(long4, 0, 16, true), wire.FaultTinyFragment, 4},
 		{"tcp fragment at 8", fragment4(long4, 8, 16, true), wire.FaultTinyFragment, 4},

@@ -148,7 +148,14 @@ type PoolStats struct {
 	DoubleFrees uint64 `json:"double_frees"`
 }
 
-// Stats may be called from any goroutine.
+// Stats may be called from any goroutine. Packets on their way home count as
+// free: an idle worker has not collected them yet.
 func (p *Pool) Stats() PoolStats {
-	return PoolStats{Total: p.total, Free: int(p.published.Load()), DoubleFrees: p.doubleFrees.Load()}
+	s := PoolStats{Total: p.total, Free: int(p.published.Load()), DoubleFrees: p.doubleFrees.Load()}
+	for _, other := range p.arena.pools {
+		if other != p {
+			s.Free += other.homeward[p.id].length()
+		}
+	}
+	return s
 }

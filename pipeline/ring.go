@@ -44,3 +44,9 @@ func (r *ring) pop() *Packet {
 	r.head.Store(h + 1)
 	return p
 }
+
+// length may be called from any goroutine.
+func (r *ring) length() int {
+	h := r.head.Load() // before tail: the difference is never negative
+	return int(r.tail.Load() - h)
+}

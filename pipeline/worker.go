@@ -106,8 +106,10 @@ func Clock() func() int64 {
 	return func() int64 { return base + int64(time.Since(start)) }
 }
 
-// handoverRing is how many packets may be under way from one worker to another.
-const handoverRing = 1024
+// handoverRing is how many packets may be under way from one worker to another:
+// as much as a receive ring takes while the other worker is not scheduled, and
+// bounded in memory where there are many workers.
+func handoverRing(workers int) int { return max(32768/workers, 512) }
 
 // Link makes the rings by which workers hand packets to each other. The
 // workers' IDs are their indices. Call it once, before any of them runs.
@@ -118,7 +120,7 @@ func Link(workers []*Worker) {
 		w.inbox = make([]*ring, len(workers))
 		for i := range workers {
 			if i != w.o.ID {
-				w.inbox[i] = newRing(handoverRing)
+				w.inbox[i] = newRing(handoverRing(len(workers)))
 			}
 		}
 	}

@@ -40,6 +40,7 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
+	_ = os.Chmod(dir, 0o755) // a test runs it as nobody
 	binary = filepath.Join(dir, "penstock")
 	build := exec.Command("go", "build", "-o", binary, "penstock/cmd/penstock")
 	build.Stderr = os.Stderr

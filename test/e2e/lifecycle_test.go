@@ -1,0 +1,368 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/vishvananda/netlink"
+
+	"penstock/internal/lab"
+)
+
+// request does one request on a new connection.
+func (r *rig) request(v6 bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	_, err := r.client().Whoami(ctx, r.addr(v6, 80))
+	return err
+}
+
+// xdpAttached reports whether an interface of the appliance has an XDP program.
+func (r *rig) xdpAttached(ifname string) (attached bool) {
+	r.t.Helper()
+	err := r.Appliance.Do(func() error {
+		l, err := netlink.LinkByName(ifname)
+		if err != nil {
+			return err
+		}
+		attached = l.Attrs().Xdp != nil && l.Attrs().Xdp.Attached
+		return nil
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return attached
+}
+
+func (r *rig) nothingAttached() {
+	r.t.Helper()
+	for _, ifname := range []string{r.LANIf, r.WANIf} {
+		if r.xdpAttached(ifname) {
+			r.t.Errorf("%s still has an XDP program", ifname)
+		}
+	}
+}
+
+func TestKilledOpen(t *testing.T) {
+	r := newRig(t, lab.InlineOptions{})
+	r.config("open", "", terminateChain)
+	r.origin(80)
+	a := r.start()
+	if err := r.request(false); err != nil {
+		t.Fatal(err)
+	}
+	a.kill()
+	for _, v6 := range []bool{false, true} {
+		if err := r.request(v6); err != nil {
+			t.Errorf("after kill -9 with on_exit = \"open\", %s: %v", ipName(v6), err)
+		}
+	}
+	// A new one takes over where the dead one left off.
+	a = r.start()
+	if err := r.request(false); err != nil {
+		t.Errorf("after the restart: %v", err)
+	}
+	if s := a.status(); s.Totals.Consumed == 0 {
+		t.Errorf("the restarted appliance does not terminate: %+v", s.Totals)
+	}
+	a.stop()
+	if err := r.request(false); err != nil {
+		t.Errorf("after SIGTERM with on_exit = \"open\": %v", err)
+	}
+	if out, err := r.penstock("detach", r.toml).CombinedOutput(); err != nil {
+		t.Errorf("detach: %v: %s", err, out)
+	}
+	r.nothingAttached()
+	if err := r.request(false); err == nil {
+		t.Error("traffic passes though nothing is attached: the test proves nothing")
+	}
+}
+
+func TestKilledClosed(t *testing.T) {
+	r := newRig(t, lab.InlineOptions{})
+	r.config("closed", "", terminateChain)
+	r.origin(80)
+	a := r.start()
+	if err := r.request(false); err != nil {
+		t.Fatal(err)
+	}
+	a.kill()
+	r.eventually("the program goes with its process", func() error {
+		if r.xdpAttached(r.LANIf) || r.xdpAttached(r.WANIf) {
+			return fmt.Errorf("it is still attached")
+		}
+		return nil
+	})
+	if err := r.request(false); err == nil {
+		t.Error("after kill -9 with on_exit = \"closed\" traffic passes")
+	}
+	a = r.start()
+	if err := r.request(true); err != nil {
+		t.Errorf("after the restart: %v", err)
+	}
+	a.stop()
+	r.nothingAttached()
+}
+
+// TestMidstream starts the appliance under connections that began before it:
+// none of them may notice.
+func TestMidstream(t *testing.T) {
+	r := newRig(t, lab.InlineOptions{Bridge: true})
+	r.config("closed", "", terminateChain)
+	r.tcpServer(7000)
+	var conns []io.ReadWriteCloser
+	echo := func(when string) {
+		t.Helper()
+		for i, c := range conns {
+			msg := fmt.Sprintf("connection %d, %s", i, when)
+			if _, err := io.WriteString(c, msg); err != nil {
+				t.Fatalf("%s: %v", msg, err)
+			}
+			got := make([]byte, len(msg))
+			if _, err := io.ReadFull(c, got); err != nil || string(got) != msg {
+				t.Fatalf("%s: got %q, %v", msg, got, err)
+			}
+		}
+	}
+	for i := range 10 {
+		c, err := r.Client.Dial("tcp", r.addr(i%2 == 1, 7000))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(60 * time.Second))
+		if _, err := io.WriteString(c, "echo\n"); err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, c)
+	}
+	echo("before")
+	a := r.start()
+	echo("with the appliance")
+	if s := a.status(); s.Totals.Packets != 0 {
+		t.Errorf("packets of old connections went to user space: %+v", s.Totals)
+	}
+	// New ones are terminated beside them.
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := r.client().TCPEcho(ctx, r.addr(false, 7000), 100000); err != nil {
+		t.Error(err)
+	}
+	if s := a.status(); s.Totals.Consumed == 0 {
+		t.Error("the new connection was not terminated")
+	}
+	echo("and again")
+	a.stop()
+}
+
+// TestLinkFlap takes a port's link down and up again, under traffic.
+func TestLinkFlap(t *testing.T) {
+	r := newRig(t, lab.InlineOptions{})
+	r.config("closed", "", terminateChain)
+	r.origin(80)
+	a := r.start()
+	for _, ifname := range []string{r.LANIf, r.WANIf} {
+		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+		done := make(chan error, 1)
+		go func() { done <- r.client().Bytes(ctx, r.addr(false, 80), 30<<20, false) }()
+		before := a.status().Totals.Packets
+		r.eventually("the transfer runs", func() error {
+			if n := a.status().Totals.Packets; n < before+500 {
+				return fmt.Errorf("%d packets", n-before)
+			}
+			return nil
+		})
+		if err := r.Appliance.SetLink(ifname, false); err != nil {
+			t.Fatal(err)
+		}
+		warned := false
+		for _, w := range a.status().Warnings {
+			warned = warned || strings.Contains(w, ifname)
+		}
+		if !warned {
+			t.Errorf("status does not say that %s is down: %q", ifname, a.status().Warnings)
+		}
+		if err := r.Appliance.SetLink(ifname, true); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Errorf("the transfer did not survive %s down and up: %v", ifname, err)
+		}
+		cancel()
+		if err := r.request(true); err != nil {
+			t.Errorf("after %s was up again: %v", ifname, err)
+		}
+	}
+	a.stop()
+}
+
+// attachOther attaches a program that is not ours: it passes every packet.
+func (r *rig) attachOther(ifname string) {
+	r.t.Helper()
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()},
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer prog.Close()
+	r.setXDP(ifname, prog.FD())
+}
+
+func (r *rig) detachOther(ifname string) { r.setXDP(ifname, -1) }
+
+func (r *rig) setXDP(ifname string, fd int) {
+	r.t.Helper()
+	err := r.Appliance.Do(func() error {
+		l, err := netlink.LinkByName(ifname)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetXdpFd(l, fd)
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// TestRefusedStarts: every way in which a start can fail is one clear line with
+// the mend in it, and leaves nothing attached.
+func TestRefusedStarts(t *testing.T) {
+	r := newRig(t, lab.InlineOptions{})
+	good := r.config("closed", "", terminateChain)
+	text, err := os.ReadFile(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := func(from, to string) string {
+		file := r.dir + "/changed.toml"
+		if err := os.WriteFile(file, []byte(strings.ReplaceAll(string(text), from, to)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	refused := func(name, file string, want ...string) {
+		t.Helper()
+		out, err := r.penstock("run", file).CombinedOutput()
+		if err == nil {
+			t.Errorf("%s: it ran", name)
+		}
+		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+		for _, w := range want {
+			if !strings.Contains(string(out), w) {
+				t.Errorf("%s: no %q in %q", name, w, out)
+			}
+		}
+		if len(lines) > 1 || strings.Contains(string(out), "goroutine") {
+			t.Errorf("%s: want one line, got %q", name, out)
+		}
+		r.nothingAttached()
+	}
+	refused("missing interface", change(`"eth2"`, `"eth9"`), `port "wan"`, `"eth9" does not exist`, "eth1")
+	refused("queue", change(`interface = "eth2"`, "interface = \"eth2\"\nqueues = [3]"), `queue 3 does not exist`, "1 queue (0)")
+	refused("zero-copy on veth", change(`interface = "eth1"`, "interface = \"eth1\"\nzero_copy = \"on\""), "zero-copy")
+	refused("no file", r.dir+"/none.toml", "none.toml")
+
+	// An appliance that runs already is not harmed.
+	first := r.start()
+	second := change(fmt.Sprintf("name = %q", r.name), fmt.Sprintf("name = %q", r.name+"b"))
+	out, err := r.penstock("run", second).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "already has an AF_XDP socket") {
+		t.Errorf("second appliance on the same interfaces: %v: %q", err, out)
+	}
+	out, err = r.penstock("run", good).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "runs already") {
+		t.Errorf("second appliance of the same name: %v: %q", err, out)
+	}
+	r.origin(80)
+	if err := r.request(false); err != nil {
+		t.Errorf("the first appliance was harmed: %v", err)
+	}
+	first.stop()
+
+	// Somebody else's program.
+	r.attachOther(r.WANIf)
+	out, err = r.penstock("run", good).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "another XDP program") || !strings.Contains(string(out), "xdp off") {
+		t.Errorf("an interface with another XDP program: %v: %q", err, out)
+	}
+	if r.xdpAttached(r.LANIf) || !r.xdpAttached(r.WANIf) {
+		t.Error("the other program was harmed, or ours was left on the other port")
+	}
+	r.detachOther(r.WANIf)
+
+	// Not root.
+	cmd := r.penstock("run", good)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	_ = os.Chmod(r.dir, 0o755)
+	out, err = cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "root") && !strings.Contains(string(out), "permission") {
+		t.Errorf("as nobody: %v: %q", err, out)
+	}
+	r.nothingAttached()
+}
+
+// TestGarbage throws broken frames at a terminating appliance from both sides.
+func TestGarbage(t *testing.T) {
+	r := newRig(t, lab.InlineOptions{})
+	r.config("closed", "", httpChain)
+	r.origin(80)
+	a := r.start()
+	rng := rand.New(rand.NewPCG(7, 7))
+	for _, side := range []struct {
+		ns *lab.NS
+		i  string
+	}{{r.Client, r.ClientIf}, {r.Server, r.ServerIf}} {
+		raw, err := side.ns.Raw(side.i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed := tcpFrame(r, side.ns == r.Client)
+		for range 5000 {
+			f := append([]byte(nil), seed...)
+			for range 1 + rng.IntN(6) {
+				f[rng.IntN(len(f))] = byte(rng.Uint32())
+			}
+			f = f[:14+rng.IntN(len(f)-14)]
+			if _, err := raw.Write(f); err != nil && !strings.Contains(err.Error(), "no buffer space") {
+				t.Fatal(err)
+			}
+		}
+		raw.Close()
+	}
+	for _, v6 := range []bool{false, true} {
+		if err := r.request(v6); err != nil {
+			t.Errorf("after the garbage, %s: %v", ipName(v6), err)
+		}
+	}
+	a.stop()
+}
+
+// tcpFrame is a SYN to port 80 with options and some payload.
+func tcpFrame(r *rig, fromClient bool) []byte {
+	f := make([]byte, 14+20+32+40)
+	copy(f[0:6], r.ServerMAC)
+	copy(f[6:12], r.ClientMAC)
+	f[12] = 0x08
+	ip := f[14:]
+	ip[0], ip[3], ip[8], ip[9] = 0x45, byte(len(ip)), 64, 6
+	src, dst := r.ClientIP4.As4(), r.ServerIP4.As4()
+	if !fromClient {
+		src, dst = dst, src
+	}
+	copy(ip[12:16], src[:])
+	copy(ip[16:20], dst[:])
+	tcp := ip[20:]
+	tcp[0], tcp[1], tcp[3], tcp[12], tcp[13] = 0xc0, 1, 80, 8<<4, 2
+	copy(tcp[20:], []byte{2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1})
+	return f
+}

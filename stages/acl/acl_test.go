@@ -2,20 +2,21 @@ package acl
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"io"
-	"net"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
-
-	"github.com/gopacket/gopacket"
-	"github.com/gopacket/gopacket/layers"
+	"time"
 
 	"penstock/internal/config"
 	"penstock/internal/match"
 	"penstock/internal/units"
+	"penstock/internal/wire"
 	"penstock/pipeline"
+	"penstock/pipeline/pipelinetest"
 )
 
 const twoPorts = `
@@ -30,9 +31,7 @@ interface = "eth2"
 // parse loads a configuration with one chain, without its ports.
 func parse(t testing.TB, src string) (*pipeline.ChainSpec, error) {
 	t.Helper()
-	var reg pipeline.Registry
-	pipeline.Register(&reg, Descriptor())
-	c, problems := config.Parse("test.toml", []byte(twoPorts+src), &reg)
+	c, problems := config.Parse("test.toml", []byte(twoPorts+src), registry())
 	if err := problems.Err(); err != nil {
 		return nil, err
 	}
@@ -94,102 +93,87 @@ func (r *rig) send(t testing.TB, in int, frame []byte) string {
 	return ""
 }
 
-type flow struct {
-	src, dst         string
-	proto            layers.IPProtocol
-	srcPort, dstPort uint16
-	syn, ack, rst    bool
-	fragment         uint16 // offset in units of 8 bytes
-	more             bool
+const syn, ack, rst = wire.FlagSYN, wire.FlagACK, wire.FlagRST
+
+func tcp(src, dst string, flags wire.TCPFlags, opts ...pipelinetest.Option) []byte {
+	return pipelinetest.TCP(src, dst, flags, 1, append(opts, pipelinetest.PayloadLen(36))...)
 }
 
-// frame encodes a packet by an encoder that is not ours.
-func (f flow) frame(t testing.TB) []byte {
-	t.Helper()
-	eth := &layers.Ethernet{SrcMAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, DstMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}}
-	stack := []gopacket.SerializableLayer{eth}
-	src, dst := net.ParseIP(f.src), net.ParseIP(f.dst)
-	var network gopacket.NetworkLayer
-	if src.To4() != nil {
-		eth.EthernetType = layers.EthernetTypeIPv4
-		ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: f.proto, SrcIP: src, DstIP: dst, FragOffset: f.fragment}
-		if f.more {
-			ip.Flags = layers.IPv4MoreFragments
+func udp(src, dst string) []byte { return pipelinetest.UDP(src, dst, pipelinetest.PayloadLen(36)) }
+
+func registry() *pipeline.Registry {
+	reg := &pipeline.Registry{}
+	pipeline.Register(reg, Descriptor())
+	return reg
+}
+
+func TestConformance(t *testing.T) {
+	rules := func(text string) Config {
+		spec, err := parse(t, "[[chain]]\nname = \"c\"\n[[chain.stage]]\nkind = \"acl\"\n"+text)
+		if err != nil {
+			t.Fatal(err)
 		}
-		stack, network = append(stack, ip), ip
-	} else {
-		eth.EthernetType = layers.EthernetTypeIPv6
-		ip := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: f.proto, SrcIP: src, DstIP: dst}
-		stack, network = append(stack, ip), ip
+		return *spec.Stages[0].Config.(*Config)
 	}
-	switch {
-	case f.fragment > 0:
-	case f.proto == layers.IPProtocolTCP:
-		tcp := &layers.TCP{SrcPort: layers.TCPPort(f.srcPort), DstPort: layers.TCPPort(f.dstPort), SYN: f.syn, ACK: f.ack, RST: f.rst}
-		_ = tcp.SetNetworkLayerForChecksum(network)
-		stack = append(stack, tcp)
-	case f.proto == layers.IPProtocolUDP:
-		udp := &layers.UDP{SrcPort: layers.UDPPort(f.srcPort), DstPort: layers.UDPPort(f.dstPort)}
-		_ = udp.SetNetworkLayerForChecksum(network)
-		stack = append(stack, udp)
-	case f.proto == layers.IPProtocolICMPv4:
-		stack = append(stack, &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(8, 0)})
-	case f.proto == layers.IPProtocolICMPv6:
-		icmp := &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(2, 0)}
-		_ = icmp.SetNetworkLayerForChecksum(network)
-		stack = append(stack, icmp)
-	}
-	buf := gopacket.NewSerializeBuffer()
-	err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
-		append(stack, gopacket.Payload(make([]byte, 36)))...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return buf.Bytes()
+	pipelinetest.Stage(t, Descriptor(), defaults(), Config{Default: "drop"},
+		rules(`rules = [{ action = "drop", dst_port = [80], flags = "syn" }, { action = "forward", src = ["10.0.0.0/8", "2001:db8::/32"], fragment = false }, { action = "drop", vlan = [10] }]`))
 }
 
-const tcp, udp = layers.IPProtocolTCP, layers.IPProtocolUDP
+// TestGolden replays testdata. With -update it also builds the captures.
+func TestGolden(t *testing.T) {
+	if flag.Lookup("update").Value.String() == "true" {
+		var frames [][]byte
+		for _, a := range pipelinetest.Traffic() {
+			frames = append(frames, a.Frame)
+		}
+		if err := os.WriteFile("testdata/rules/in.pcapng", pipelinetest.Capture(time.Millisecond, frames...), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pipelinetest.Golden(t, "testdata", registry())
+}
 
 var tomlBlock = regexp.MustCompile("(?ms)^```toml\n(.*?)^```")
 
 // TestExamples runs the examples of the manual, by the title of their chain, with packets whose fate the text tells.
 func TestExamples(t *testing.T) {
 	type row struct {
-		in   int
-		pkt  flow
-		want string
+		in    int
+		frame []byte
+		want  string
 	}
-	client, server := "203.0.113.7", "192.0.2.10"
+	const client, https, ssh = "203.0.113.7:5000", "192.0.2.10:443", "192.0.2.10:22"
+	fragments := pipelinetest.Fragments(tcp(client, https, ack), 24)
 	cases := [][]row{
 		{ // guests
-			{0, flow{src: "10.9.1.2", dst: server, proto: tcp, dstPort: 80}, "acl_denied"},
-			{0, flow{src: "fd00:9::1", dst: "2001:db8::1", proto: udp, dstPort: 53}, "acl_denied"},
-			{0, flow{src: "10.10.1.2", dst: server, proto: tcp, dstPort: 80}, "wan"},
-			{1, flow{src: server, dst: "10.9.1.2", proto: tcp, srcPort: 80}, "lan"},
+			{0, tcp("10.9.1.2:9", https, syn), "acl_denied"},
+			{0, udp("[fd00:9::1]:9", "[2001:db8::1]:53"), "acl_denied"},
+			{0, tcp("10.10.1.2:9", https, syn), "wan"},
+			{1, tcp(https, "10.9.1.2:9", syn|ack), "lan"},
 		},
 		{ // both directions
-			{0, flow{src: "10.9.1.2", dst: server, proto: tcp, dstPort: 80}, "acl_denied"},
-			{1, flow{src: server, dst: "10.9.1.2", proto: tcp, srcPort: 80}, "acl_denied"},
-			{1, flow{src: server, dst: "10.8.1.2", proto: tcp, srcPort: 80}, "lan"},
+			{0, tcp("10.9.1.2:9", https, syn), "acl_denied"},
+			{1, tcp(https, "10.9.1.2:9", syn|ack), "acl_denied"},
+			{1, tcp(https, "10.8.1.2:9", syn|ack), "lan"},
 		},
 		{ // server
-			{0, flow{src: client, dst: server, proto: tcp, srcPort: 5000, dstPort: 443, syn: true}, "wan"},
-			{1, flow{src: server, dst: client, proto: tcp, srcPort: 443, dstPort: 5000, syn: true, ack: true}, "lan"},
-			{1, flow{src: server, dst: client, proto: tcp, srcPort: 443, dstPort: 5000, rst: true}, "lan"},
-			{1, flow{src: server, dst: client, proto: tcp, srcPort: 443, dstPort: 5000, syn: true}, "acl_default"},
-			{0, flow{src: client, dst: server, proto: tcp, srcPort: 5000, dstPort: 22, syn: true}, "acl_default"},
-			{0, flow{src: client, dst: server, proto: udp, srcPort: 5000, dstPort: 443}, "acl_default"},
-			{0, flow{src: client, dst: server, proto: layers.IPProtocolICMPv4}, "wan"},
-			{1, flow{src: "2001:db8::9", dst: "2001:db8::1", proto: layers.IPProtocolICMPv6}, "lan"},
-			{0, flow{src: client, dst: server, proto: tcp, srcPort: 5000, dstPort: 443, more: true}, "wan"},
-			{0, flow{src: client, dst: server, proto: tcp, fragment: 5}, "wan"},
+			{0, tcp(client, https, syn), "wan"},
+			{1, tcp(https, client, syn|ack), "lan"},
+			{1, tcp(https, client, rst), "lan"},
+			{1, tcp(https, client, syn), "acl_default"},
+			{0, tcp(client, ssh, syn), "acl_default"},
+			{0, udp(client, https), "acl_default"},
+			{0, pipelinetest.Ping("203.0.113.7", "192.0.2.10", 1, 1), "wan"},
+			{1, pipelinetest.ICMPError("2001:db8::9", 2, 0, [4]byte{2: 5}, udp("[2001:db8::1]:9", "[2001:db8::2]:9")), "lan"},
+			{0, fragments[0], "wan"},
+			{0, fragments[1], "wan"},
 		},
 		{ // maintenance
-			{0, flow{src: client, dst: server, proto: tcp, dstPort: 443, syn: true}, "acl_denied"},
-			{1, flow{src: client, dst: server, proto: tcp, dstPort: 443, syn: true}, "lan"},
-			{0, flow{src: client, dst: server, proto: tcp, dstPort: 443, syn: true, ack: true}, "wan"},
-			{0, flow{src: client, dst: server, proto: tcp, dstPort: 443, ack: true}, "wan"},
-			{0, flow{src: client, dst: server, proto: udp, dstPort: 443}, "wan"},
+			{0, tcp(client, https, syn), "acl_denied"},
+			{1, tcp(client, https, syn), "lan"},
+			{0, tcp(client, https, syn|ack), "wan"},
+			{0, tcp(client, https, ack), "wan"},
+			{0, udp(client, https), "wan"},
 		},
 	}
 	blocks := tomlBlock.FindAllStringSubmatch(readme, -1)
@@ -200,8 +184,8 @@ func TestExamples(t *testing.T) {
 		t.Run(fmt.Sprint(i+1), func(t *testing.T) {
 			r := newRig(t, blocks[i][1])
 			for _, row := range rows {
-				if got := r.send(t, row.in, row.pkt.frame(t)); got != row.want {
-					t.Errorf("%+v from port %d: %s, want %s", row.pkt, row.in, got, row.want)
+				if got := r.send(t, row.in, row.frame); got != row.want {
+					t.Errorf("%s from port %d: %s, want %s", wire.Summary(row.frame), row.in, got, row.want)
 				}
 			}
 			if s := r.Stats(); !s.Totals.Balanced() {
@@ -232,18 +216,18 @@ name = "c"
 func TestFirstRuleDecidesAndIsCounted(t *testing.T) {
 	r := newRig(t, mixed)
 	for _, row := range []struct {
-		pkt  flow
-		want string
+		frame []byte
+		want  string
 	}{
-		{flow{src: "10.1.2.3", dst: "10.2.0.1", proto: tcp, dstPort: 80}, "wan"},         // forward: the drop behind it and the second stage do not see it
-		{flow{src: "10.3.0.1", dst: "10.2.0.1", proto: udp, dstPort: 53}, "acl_denied"},  // continue: the second stage drops it
-		{flow{src: "10.3.0.1", dst: "10.2.0.1", proto: tcp, dstPort: 53}, "acl_denied"},  // the same: before bad_ports
-		{flow{src: "10.3.0.1", dst: "10.2.0.1", proto: tcp, dstPort: 80}, "acl_denied"},  // bad_ports
-		{flow{src: "10.3.0.1", dst: "10.2.0.1", proto: udp, dstPort: 80}, "acl_default"}, // none
-		{flow{src: "10.3.0.1", dst: "10.2.0.1", proto: udp, fragment: 5}, "acl_default"}, // none: no ports
+		{tcp("10.1.2.3:9", "10.2.0.1:80", ack), "wan"},                                  // forward: the drop behind it and the second stage do not see it
+		{udp("10.3.0.1:9", "10.2.0.1:53"), "acl_denied"},                                // continue: the second stage drops it
+		{tcp("10.3.0.1:9", "10.2.0.1:53", ack), "acl_denied"},                           // the same: before bad_ports
+		{tcp("10.3.0.1:9", "10.2.0.1:80", ack), "acl_denied"},                           // bad_ports
+		{udp("10.3.0.1:9", "10.2.0.1:80"), "acl_default"},                               // none
+		{pipelinetest.Fragments(udp("10.3.0.1:9", "10.2.0.1:53"), 8)[1], "acl_default"}, // none: no ports
 	} {
-		if got := r.send(t, 0, row.pkt.frame(t)); got != row.want {
-			t.Errorf("%+v: %s, want %s", row.pkt, got, row.want)
+		if got := r.send(t, 0, row.frame); got != row.want {
+			t.Errorf("%s: %s, want %s", wire.Summary(row.frame), got, row.want)
 		}
 	}
 	stages := r.chain.Stats().Stages
@@ -265,10 +249,10 @@ func TestFirstRuleDecidesAndIsCounted(t *testing.T) {
 }
 
 func TestNoRules(t *testing.T) {
-	k := flow{src: "10.3.0.1", dst: "10.2.0.1", proto: udp, dstPort: 80}
+	f := udp("10.3.0.1:9", "10.2.0.1:80")
 	for def, want := range map[string]string{"continue": "wan", "drop": "acl_default"} {
 		r := newRig(t, "[[chain]]\nname = \"c\"\n[[chain.stage]]\nkind = \"acl\"\ndefault = \""+def+"\"\n")
-		if got := r.send(t, 0, k.frame(t)); got != want {
+		if got := r.send(t, 0, f); got != want {
 			t.Errorf("default %s: %s, want %s", def, got, want)
 		}
 	}
@@ -362,9 +346,7 @@ func newBatch(tb testing.TB, n int) (*pipeline.Chain, *pipeline.Batch) {
 		f.Src = []units.Prefix{p}
 		c.Rules = append(c.Rules, RuleConfig{Action: "drop", Fields: f})
 	}
-	var reg pipeline.Registry
-	pipeline.Register(&reg, Descriptor())
-	spec := pipeline.ChainSpec{Name: "bench", Stages: []pipeline.StageSpec{{Kind: reg.Lookup("acl"), Config: &c, Shared: &pipeline.Shared{}}}}
+	spec := pipeline.ChainSpec{Name: "bench", Stages: []pipeline.StageSpec{{Kind: registry().Lookup("acl"), Config: &c, Shared: &pipeline.Shared{}}}}
 	chain, err := spec.Build(pipeline.Env{})
 	if err != nil {
 		tb.Fatal(err)
@@ -375,11 +357,11 @@ func newBatch(tb testing.TB, n int) (*pipeline.Chain, *pipeline.Batch) {
 	}
 	b := pipeline.NewBatch(pipeline.BatchSize)
 	for i := range pipeline.BatchSize {
-		k := flow{src: fmt.Sprintf("10.%d.%d.1", (n-1)>>8&0xff, (n-1)&0xff), dst: "192.0.2.1", proto: tcp, srcPort: uint16(1000 + i), dstPort: 443}
+		src := fmt.Sprintf("10.%d.%d.1:%d", (n-1)>>8&0xff, (n-1)&0xff, 1000+i)
 		if i%2 == 0 {
-			k.src = "172.16.0.1"
+			src = fmt.Sprintf("172.16.0.1:%d", 1000+i)
 		}
-		f, p := k.frame(tb), arena.Pool(0).Get()
+		f, p := tcp(src, "192.0.2.1:443", ack), arena.Pool(0).Get()
 		p.SetView(p.Offset(), len(f))
 		copy(p.Bytes(), f)
 		p.Parse()

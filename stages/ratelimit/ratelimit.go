@@ -8,6 +8,7 @@ import (
 	_ "embed"
 	"encoding/binary"
 	"hash/maphash"
+	"sync/atomic"
 
 	"penstock/internal/match"
 	"penstock/internal/wire"
@@ -58,13 +59,17 @@ var keysBy = map[string]keyBy{byAll: keyAll, bySrc: keySrc, byDst: keyDst, byFlo
 
 // shared is what all workers have in common.
 type shared struct {
+	users atomic.Int32
 	table *table
 	set   *match.Set // nil: all packets
 	seed  maphash.Seed
 	err   error
 }
 
-var _ pipeline.Ticker = (*stage)(nil)
+var (
+	_ pipeline.Ticker = (*stage)(nil)
+	_ pipeline.Closer = (*stage)(nil)
+)
 
 func newStage(c Config, env *pipeline.Env) (*stage, error) {
 	sh := env.Shared.Get("buckets", func() any {
@@ -93,7 +98,17 @@ func newStage(c Config, env *pipeline.Env) (*stage, error) {
 	if entries := env.Counters.Counter("entries", "keys that are remembered now, of all workers"); env.Worker == 0 {
 		s.entries = entries
 	}
+	sh.users.Add(1)
 	return s, nil
+}
+
+// Close implements pipeline.Closer. When the last worker ends, the buckets are forgotten: who builds the stage anew may
+// live in another time.
+func (s *stage) Close() error {
+	if s.users.Add(-1) == 0 {
+		s.table.reset()
+	}
+	return nil
 }
 
 // Process implements pipeline.Stage.

@@ -4,12 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"strings"
 	"testing"
 
 	"penstock/internal/config"
-	"penstock/internal/units"
 	"penstock/internal/wire"
 	"penstock/pipeline"
 	"penstock/pipeline/pipelinetest"
@@ -26,9 +24,7 @@ interface = "eth2"
 
 // parse loads a configuration with one chain, without its ports.
 func parse(src string) (*pipeline.ChainSpec, error) {
-	var reg pipeline.Registry
-	pipeline.Register(&reg, Descriptor())
-	c, problems := config.Parse("test.toml", []byte(twoPorts+src), &reg)
+	c, problems := config.Parse("test.toml", []byte(twoPorts+src), registry())
 	if err := problems.Err(); err != nil {
 		return nil, err
 	}
@@ -299,6 +295,12 @@ func TestWorkersHaveOneLimit(t *testing.T) {
 	}
 }
 
+func registry() *pipeline.Registry {
+	reg := &pipeline.Registry{}
+	pipeline.Register(reg, Descriptor())
+	return reg
+}
+
 // batch returns a full batch of packets.
 func batch(tb testing.TB, frame func(i int) []byte) *pipeline.Batch {
 	tb.Helper()
@@ -316,81 +318,6 @@ func batch(tb testing.TB, frame func(i int) []byte) *pipeline.Batch {
 		b.Add(p)
 	}
 	return b
-}
-
-var tomlBlock = regexp.MustCompile("(?ms)^```toml\n(.*?)^```")
-
-// TestExamples runs the examples of the manual.
-func TestExamples(t *testing.T) {
-	syn := func(src, dst string) []byte { return pipelinetest.TCP(src, dst, wire.FlagSYN, 1) }
-	ack := pipelinetest.TCP("10.0.0.1:1000", "10.9.0.1:53", wire.FlagACK, 1)
-	answer := func(dst string) []byte { return pipelinetest.UDP("10.9.0.1:53", dst, pipelinetest.PayloadLen(1400)) } // 1,442 bytes
-	type step struct {
-		in, n, passed int
-		frame         []byte
-	}
-	cases := [][]step{
-		{{0, 600, 500, ack}, {1, 600, 500, syn("10.7.0.1:1000", "10.0.0.1:53")}},
-		{{1, 50, 10, syn("10.0.0.1:1000", "10.9.0.1:53")}, {1, 50, 0, syn("10.0.0.2:1000", "10.9.0.1:53")}, {1, 50, 50, ack}, {0, 50, 50, syn("10.0.0.1:1000", "10.9.0.1:53")}},
-		{{0, 100, 43, answer("10.1.1.1:99")}, {0, 100, 0, answer("10.1.1.2:99")}, {0, 100, 43, answer("10.1.2.1:99")}, {0, 100, 100, ack}},
-	}
-	blocks := tomlBlock.FindAllStringSubmatch(readme, -1)
-	if len(blocks) != len(cases) {
-		t.Fatalf("the manual has %d examples, %d are tested", len(blocks), len(cases))
-	}
-	for i, steps := range cases {
-		t.Run(fmt.Sprint(i+1), func(t *testing.T) {
-			r := newRig(t, blocks[i][1])
-			for _, s := range steps {
-				if passed, dropped := r.send(t, s.in, s.n, s.frame); passed != s.passed {
-					t.Errorf("%s: %d of %d passed (%s), want %d", wire.Summary(s.frame), passed, s.n, dropped, s.passed)
-				}
-			}
-		})
-	}
-}
-
-func TestProblems(t *testing.T) {
-	for _, c := range []struct{ keys, want string }{
-		{``, `rate: is missing: want a rate such as "2000pkt/s"`},
-		{`rate = "-5pkt/s"`, `rate: want a rate above zero`},
-		{`rate = "100bit/s"`, `rate: must be at least 1000bit/s, got 100bit/s`},
-		{`rate = "200GB/s"`, `rate: must be above zero and at most`},
-		{`rate = "10pkt/s"` + "\n" + `burst = "1MiB"`, `burst: must be a number of packets, as the rate is one of packets, got "1MiB"`},
-		{`rate = "10Mbit/s"` + "\n" + `burst = "10pkt"`, `burst: must be a size, as the rate is one of bytes, got "10pkt"`},
-		{`rate = "10Mbit/s"` + "\n" + `burst = 1000`, `burst: want a number of packets such as "200pkt" or a size such as "64KiB", above zero, got "1000"`},
-		{`rate = "1pkt/s"` + "\n" + `burst = "3601pkt"`, `burst: must let a burst of 3601pkt be there again within an hour; at 1pkt/s it takes 1h0m1s`},
-		{`rate = "0.001pkt/s"`, `rate: must let a burst of 10pkt be there again within an hour`},
-		{"rate = \"1pkt/s\"\nby = \"host\"\nv4_prefix = 0\nv6_prefix = 129\nmax_entries = 0\non_full = \"block\"\nmatch = [{ src = [\"x\"] }, { src_port = [1], proto = \"icmp\" }]",
-			`by: must be|v4_prefix: must be|v6_prefix: must be|max_entries: must be|on_full: must be|match[0].src[0]: want an address|match[1].proto: must be`},
-	} {
-		_, err := parse(stageOf(c.keys))
-		got := fmt.Sprint(err)
-		for _, w := range strings.Split(c.want, "|") {
-			if !strings.Contains(got, w) {
-				t.Errorf("%s\ngot  %s\nwant %s", c.keys, got, w)
-			}
-		}
-		if n := strings.Count(got, "\n"); n != strings.Count(c.want, "|") {
-			t.Errorf("%s\nwant %d problems, got\n%s", c.keys, strings.Count(c.want, "|")+1, got)
-		}
-	}
-}
-
-func TestDefaultBurst(t *testing.T) {
-	for _, c := range []struct {
-		rate units.Rate
-		want int64
-	}{
-		{units.Rate{PerSecond: 2000, Packets: true}, 200},
-		{units.Rate{PerSecond: 5, Packets: true}, 10},
-		{units.Rate{PerSecond: 1.25e6}, 125000},
-		{units.Rate{PerSecond: 125}, 15000},
-	} {
-		if got := (&Config{Rate: c.rate}).burst(); got != c.want {
-			t.Errorf("%v: %d, want %d", c.rate, got, c.want)
-		}
-	}
 }
 
 func TestProcessDoesNotAllocate(t *testing.T) {

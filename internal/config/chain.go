@@ -13,6 +13,7 @@ var reserved = []string{"bypass", "drop"}
 
 func (c *checker) chains() {
 	seen := map[string]string{}
+	c.doc.Chain = atMost(c, "chain", "[[chain]] tables", c.doc.Chain, MaxChains)
 	for i, t := range c.doc.Chain {
 		path := element("chain", i)
 		if t.Name == reserved[0] || t.Name == reserved[1] {
@@ -20,14 +21,12 @@ func (c *checker) chains() {
 		}
 		c.name(seen, path, t.Name, "the chain's name, for use in rules and figures")
 		chain := Chain{Name: t.Name, Offload: t.Offload, Line: c.ix.line(path), Spec: pipeline.ChainSpec{Name: t.Name}}
-		if len(t.Stage) > MaxStages {
-			c.add(element(path+".stage", MaxStages), "want at most %d stages in a chain, got %d", MaxStages, len(t.Stage))
+		if n := len(t.Stage); n > MaxStages {
+			c.addIn(element(path+".stage", MaxStages), path, "want at most %d stages in a chain, got %d", MaxStages, n)
+			t.Stage = t.Stage[:MaxStages]
 		}
 		chain.Spec.Stages = c.stages(path+".stage", t.Stage)
 		c.config.Chains = append(c.config.Chains, chain)
-	}
-	if n := len(c.doc.Chain); n > MaxChains {
-		c.add(element("chain", MaxChains), "want at most %d chains, got %d", MaxChains, n)
 	}
 }
 

@@ -16,7 +16,9 @@ import (
 
 // Bounds of what a configuration may hold.
 const (
+	MaxPorts  = 32   // [[port]] tables
 	MaxChains = 1024 // [[chain]] tables
+	MaxSinks  = 64   // [[record]] tables
 	MaxStages = 64   // stages in a chain
 	MaxQueues = 256  // queues of a port
 	// MaxRules is how many entries the XDP program's rule table has: each rule
@@ -47,6 +49,16 @@ func (c *checker) check() {
 	c.chains()
 	c.steers()
 	c.records()
+}
+
+// atMost reports a list of tables that is too long and returns what of it is
+// looked at further.
+func atMost[T any](c *checker, path, what string, list []T, most int) []T {
+	if len(list) <= most {
+		return list
+	}
+	c.addIn(element(path, most), "", "want at most %d %s, got %d", most, what, len(list))
+	return list[:most]
 }
 
 // missing reports a required key that is absent, and what it should hold.
@@ -144,6 +156,8 @@ func addressProblem(addr string) string {
 
 func (c *checker) ports() {
 	names, interfaces := map[string]string{}, map[string]string{}
+	n := len(c.doc.Port)
+	c.doc.Port = atMost(c, "port", "[[port]] tables", c.doc.Port, MaxPorts)
 	for i, t := range c.doc.Port {
 		path := element("port", i)
 		p := Port{Name: t.Name, Interface: t.Interface, XDP: t.XDP, ZeroCopy: t.ZeroCopy, Line: c.ix.line(path)}
@@ -161,8 +175,7 @@ func (c *checker) ports() {
 		}
 		c.config.Ports = append(c.config.Ports, p)
 	}
-	n := len(c.doc.Port)
-	if n == 2 || c.doc.Appliance.Mode == ModeRouter || c.isBad("port") {
+	if n == 2 || n > MaxPorts || c.doc.Appliance.Mode == ModeRouter || c.isBad("port") {
 		return
 	}
 	at := "port"
@@ -226,7 +239,7 @@ func (c *checker) queues(path string, v any) Queues {
 
 func (c *checker) records() {
 	seen := map[string]string{}
-	for i, t := range c.doc.Record {
+	for i, t := range atMost(c, "record", "[[record]] tables", c.doc.Record, MaxSinks) {
 		path := element("record", i)
 		if at := path + ".to"; !c.missing(path, "to", `"file:PATH", "unix:PATH" or "stdout"`) && !c.isBad(at) {
 			if err := record.CheckTarget(t.To); err != nil {

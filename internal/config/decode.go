@@ -101,8 +101,7 @@ func (d *decoder) table(path string, v any, rv reflect.Value) {
 	t, ok := v.(map[string]any)
 	if !ok {
 		if _, isList := asList(v); isList && path != "" {
-			_, rel := d.where(path)
-			d.add(path, "want one table, written [%s], got a list", rel)
+			d.add(path, "want one table, written [%s], got a list", headerName(path))
 			return
 		}
 		d.add(path, "want a table, got %s", describe(v))

@@ -99,7 +99,7 @@ func (r *report) issue(stage string, is pipeline.Issue) {
 	text, up := oneLine(is.Text), parent(is.Path)
 	switch last := strings.TrimPrefix(is.Path[len(up):], "."); {
 	case is.Path == "" || beginsWith(text, is.Path):
-	case beginsWith(text, last) && last[0] != '[':
+	case last != "" && last[0] != '[' && beginsWith(text, last):
 		if up != "" {
 			text = up + ": " + text
 		}
@@ -192,9 +192,16 @@ func cutElement(path string) (key string, i int, rest string, ok bool) {
 
 // tableAt returns element i of a list of tables, or nil.
 func tableAt(list any, i int) map[string]any {
-	if elems, ok := asList(list); ok && i < len(elems) {
-		t, _ := elems[i].(map[string]any)
-		return t
+	switch list := list.(type) {
+	case []map[string]any:
+		if i < len(list) {
+			return list[i]
+		}
+	case []any:
+		if i < len(list) {
+			t, _ := list[i].(map[string]any)
+			return t
+		}
 	}
 	return nil
 }

@@ -10,7 +10,7 @@ import (
 
 func (c *checker) steers() {
 	entries := 0
-	for i, t := range c.doc.Steer {
+	for i, t := range atMost(c, "steer", "[[steer]] tables", c.doc.Steer, MaxRules) {
 		path := element("steer", i)
 		s := Steer{From: c.from(path, t.From), Proto: t.Proto, Src: t.Src, Dst: t.Dst, SrcPort: t.SrcPort, DstPort: t.DstPort, To: c.target(path, t.To), Line: c.ix.line(path)}
 		c.empty(path+".src", t.Src != nil && len(t.Src) == 0)
@@ -50,12 +50,15 @@ func pairs(src, dst []units.Prefix) int {
 	if src == nil || dst == nil {
 		return max(len(src), 1) * max(len(dst), 1)
 	}
-	n := 0
-	for _, s := range src {
-		for _, d := range dst {
-			if s.Addr().Is4() == d.Addr().Is4() {
-				n++
-			}
+	s4, d4 := count4(src), count4(dst)
+	return s4*d4 + (len(src)-s4)*(len(dst)-d4)
+}
+
+// count4 returns how many of the prefixes are IPv4.
+func count4(list []units.Prefix) (n int) {
+	for _, p := range list {
+		if p.Addr().Is4() {
+			n++
 		}
 	}
 	return n

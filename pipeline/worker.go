@@ -1,11 +1,9 @@
 package pipeline
 
 import (
-	"context"
 	"errors"
 	"io"
 	"log/slog"
-	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -104,26 +102,6 @@ func Clock() func() int64 {
 	start := time.Now()
 	base := start.UnixNano()
 	return func() int64 { return base + int64(time.Since(start)) }
-}
-
-// handoverRing is how many packets may be under way from one worker to another:
-// as much as a receive ring takes while the other worker is not scheduled, and
-// bounded in memory where there are many workers.
-func handoverRing(workers int) int { return max(32768/workers, 512) }
-
-// Link makes the rings by which workers hand packets to each other. The
-// workers' IDs are their indices. Call it once, before any of them runs.
-func Link(workers []*Worker) {
-	for _, w := range workers {
-		w.peers = workers
-		w.woken = make([]bool, len(workers))
-		w.inbox = make([]*ring, len(workers))
-		for i := range workers {
-			if i != w.o.ID {
-				w.inbox[i] = newRing(handoverRing(len(workers)))
-			}
-		}
-	}
 }
 
 // Env returns the prototype of the environment in which stages for this worker
@@ -409,38 +387,6 @@ func (w *Worker) transmitEmitted(i int) {
 	}
 }
 
-func (w *Worker) handOver(p *Packet, id ChainID, owner int) {
-	p.Chain = id
-	if !w.peers[owner].inbox[w.o.ID].push(p) {
-		p.Drop(ReasonHandoverFull)
-		w.finish(p)
-		return
-	}
-	w.handedOver.Add(1)
-	w.woken[owner] = true
-}
-
-func (w *Worker) receiveHandovers() (busy bool) {
-	for _, r := range w.inbox {
-		if r == nil {
-			continue
-		}
-		w.batch.Reset()
-		for w.batch.Room() > 0 {
-			p := r.pop()
-			if p == nil {
-				break
-			}
-			w.batch.Add(p)
-		}
-		if w.batch.Len() > 0 {
-			busy = true
-			w.dispatch(w.batch.All(), false)
-		}
-	}
-	return busy
-}
-
 func (w *Worker) runCalls() {
 	w.called.Store(false)
 	w.callMu.Lock()
@@ -450,45 +396,6 @@ func (w *Worker) runCalls() {
 	for _, fn := range calls {
 		fn()
 	}
-}
-
-// Run takes turns until ctx ends or every port is at its end. Between turns it
-// yields, so that goroutines that the stages have woken come next.
-func (w *Worker) Run(ctx context.Context) error {
-	empty := 0
-	for ctx.Err() == nil {
-		busy, err := w.Turn()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if busy {
-			empty = 0
-			runtime.Gosched()
-			continue
-		}
-		w.idle.Add(1)
-		if empty++; empty <= w.o.SpinTurns || w.o.Waiter == nil {
-			runtime.Gosched()
-			continue
-		}
-		w.waitCount.Add(1)
-		w.o.Waiter.Wait(w.untilTick())
-	}
-	return nil
-}
-
-// untilTick returns how long the worker may sleep: for ever if no stage has
-// timers.
-func (w *Worker) untilTick() int64 {
-	for _, c := range w.chains {
-		if c != nil && len(c.tickers) > 0 {
-			return max(w.lastTick+int64(TickInterval)-w.clock(), 0)
-		}
-	}
-	return -1
 }
 
 // Drain asks the stages to finish what they hold and returns how many
@@ -530,46 +437,4 @@ func (w *Worker) Close() error {
 	}
 	w.o.Pool.publish()
 	return err
-}
-
-// WorkerStats is a snapshot of a worker.
-type WorkerStats struct {
-	ID         int          `json:"id"`
-	Turns      uint64       `json:"turns"`
-	IdleTurns  uint64       `json:"idle_turns"`
-	Waits      uint64       `json:"waits"`
-	HandedOver uint64       `json:"handed_over"` // to the worker that owns the flow
-	BadIPSum   uint64       `json:"bad_ip_checksums"`
-	BadL4Sum   uint64       `json:"bad_l4_checksums"`
-	Panics     uint64       `json:"stage_panics"`
-	LastTurn   int64        `json:"last_turn_ns"`
-	Pool       PoolStats    `json:"pool"`
-	Totals     Totals       `json:"totals"`
-	Chains     []ChainStats `json:"chains"`
-}
-
-// Stats may be called from any goroutine. While packets are under way the
-// totals of a running worker are off by at most those.
-func (w *Worker) Stats() WorkerStats {
-	s := WorkerStats{
-		ID: w.o.ID, Turns: w.turns.Load(), IdleTurns: w.idle.Load(), Waits: w.waitCount.Load(),
-		HandedOver: w.handedOver.Load(), BadIPSum: w.badIPSum.Load(), BadL4Sum: w.badL4Sum.Load(),
-		Panics: w.panicLogged.Load(), LastTurn: w.lastTurn.Load(), Pool: w.o.Pool.Stats(),
-		Totals: Totals{
-			Packets: w.packets.Load(), Bytes: w.bytes.Load(), Forwarded: w.forwarded.Load(),
-			Consumed: w.consumed.Load(), Emitted: w.emits.Load(), EmitLost: w.emitLost.Load(),
-			Dropped: map[string]uint64{},
-		},
-	}
-	for _, r := range Reasons() {
-		if n := w.dropped[r].Load(); n > 0 {
-			s.Totals.Dropped[r.String()] = n
-		}
-	}
-	for _, c := range w.chains {
-		if c != nil {
-			s.Chains = append(s.Chains, c.Stats())
-		}
-	}
-	return s
 }

@@ -1,0 +1,47 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"io"
+	"runtime"
+)
+
+// Run takes turns until ctx ends or every port is at its end. Between turns it
+// yields, so that goroutines that the stages have woken come next.
+func (w *Worker) Run(ctx context.Context) error {
+	empty := 0
+	for ctx.Err() == nil {
+		busy, err := w.Turn()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if busy {
+			empty = 0
+			runtime.Gosched()
+			continue
+		}
+		w.idle.Add(1)
+		if empty++; empty <= w.o.SpinTurns || w.o.Waiter == nil {
+			runtime.Gosched()
+			continue
+		}
+		w.waitCount.Add(1)
+		w.o.Waiter.Wait(w.untilTick())
+	}
+	return nil
+}
+
+// untilTick returns how long the worker may sleep: for ever if no stage has
+// timers.
+func (w *Worker) untilTick() int64 {
+	for _, c := range w.chains {
+		if c != nil && len(c.tickers) > 0 {
+			return max(w.lastTick+int64(TickInterval)-w.clock(), 0)
+		}
+	}
+	return -1
+}

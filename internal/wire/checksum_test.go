@@ -66,6 +66,20 @@ func TestSumLengths(t *testing.T) {
 	}
 }
 
+// TestPseudoHeader compares with the pseudo-header written out, as RFC 9293 and RFC 8200 draw it.
+func TestPseudoHeader(t *testing.T) {
+	for _, length := range []int{0, 20, 1480, 65535, 65536, 80000} {
+		want := join(ip4A, ip4B, binary.BigEndian.AppendUint32(nil, uint32(length)), []byte{0, 6})
+		if got := wire.Sum(nil, wire.PseudoHeader(ip4A, ip4B, 6, length)); got != uint32(naive(want, 0)) {
+			t.Errorf("IPv4, length %d: %#x", length, got)
+		}
+		want = join(ip6A, ip6B, binary.BigEndian.AppendUint32(nil, uint32(length)), []byte{0, 0, 0, 58})
+		if got := wire.Sum(nil, wire.PseudoHeader(ip6A, ip6B, 58, length)); got != uint32(naive(want, 0)) {
+			t.Errorf("IPv6, length %d: %#x", length, got)
+		}
+	}
+}
+
 func FuzzSum(f *testing.F) {
 	f.Add([]byte{}, uint32(0), 0)
 	f.Add([]byte{0xff, 0xff, 0xff}, uint32(0xffff), 2)
@@ -214,6 +228,12 @@ func TestVerifySpecial(t *testing.T) {
 	if !wire.FillL4(frame, &h) || !wire.VerifyL4(patched(frame, 47, 'x'), &h) {
 		t.Error("a byte behind the UDP datagram counts")
 	}
+	// A length that was changed after Parse is not followed.
+	for _, n := range []byte{0, 7, 15} {
+		if bad := patched(frame, 39, n); wire.FillL4(bad, &h) || wire.VerifyL4(bad, &h) {
+			t.Errorf("a UDP length of %d verifies", n)
+		}
+	}
 	// Ethernet padding does not count.
 	frame = join(tcp4(t, "x")[:55], []byte{1, 2, 3, 4, 5})
 	if h := parse(frame); !wire.VerifyL4(frame, &h) {
@@ -225,6 +245,9 @@ func TestVerifySpecial(t *testing.T) {
 	}
 	if wire.VerifyIPv4(frame[14:33]) || wire.VerifyIPv4(patched(frame[14:], 0, 0x41)) {
 		t.Error("a cut IPv4 header verifies")
+	}
+	if wire.VerifyIPv4([]byte{0x41, 0, 0xbe, 0xff}) { // sums up right, but 4 bytes are no header
+		t.Error("an IPv4 header of 4 bytes verifies")
 	}
 	if !wire.VerifyIPv4(frame[14:]) || wire.VerifyIPv4(patched(frame[14:], 8, 63)) {
 		t.Error("IPv4 header checksum")

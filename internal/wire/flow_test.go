@@ -41,8 +41,9 @@ func TestFlowStrings(t *testing.T) {
 // TestFlowMatchesMakeFlow: what is read from a packet is what the addresses say.
 func TestFlowMatchesMakeFlow(t *testing.T) {
 	for name, want := range map[string]wire.Flow{
-		"tcp4": wire.MakeFlow(6, ap("10.0.0.1:1234"), ap("10.0.0.2:80")),
-		"tcp6": wire.MakeFlow(6, ap("[fd00::1]:1234"), ap("[fd00::2]:80")),
+		"tcp4":   wire.MakeFlow(6, ap("10.0.0.1:1234"), ap("10.0.0.2:80")),
+		"tcp6":   wire.MakeFlow(6, ap("[fd00::1]:1234"), ap("[fd00::2]:80")),
+		"error4": wire.MakeFlow(1, ap("10.0.0.2:0"), ap("10.0.0.1:0")),
 	} {
 		frame := samples(t)[name]
 		var h wire.Headers

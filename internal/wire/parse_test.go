@@ -79,7 +79,7 @@ func TestParse(t *testing.T) {
 		{"ipv4 options", options4(t), 4, 6, 0, 0, 14, 46, 66, 66, tcpFlow},
 		{"vlan", tagged(tcp4(t, ""), 0xa00a), 4, 6, 1, 0, 18, 38, 58, 58, tcpFlow + " vlan 10"},
 		{"priority tag", tagged(tcp4(t, ""), 0xe000), 4, 6, 1, 0, 18, 38, 58, 58, tcpFlow},
-		{"qinq", tagged(tcp6(t, ""), 20, 10), 6, 6, 2, 0, 22, 62, 82, 82, tcp6Flow + " vlan 20.10"},
+		{"qinq", tagged(tcp6(t, ""), 0x3014, 0xf00a), 6, 6, 2, 0, 22, 62, 82, 82, tcp6Flow + " vlan 20.10"},
 		{"udp longer than its datagram", patched(udp4(t, "hello"), 38, 0, 10), 4, 17, 0, 0, 14, 34, 42, 47, "udp 10.0.0.1:5353 > 10.0.0.2:53"},
 
 		{"first fragment", fragment4(tcp4(t, "0123456789ab0123"), 0, 24, true), 4, 6, 0, wire.FragFirst, 14, 34, 54, 58, tcpFlow},
@@ -94,6 +94,7 @@ func TestParse(t *testing.T) {
 		{"all extensions", raw6(0, join(ext(60), ext(43), routing(44, 4, 0), frag6(60, 0, false), ext(6), syn6)...), 6, 6, 0, 0, 14, 110, 130, 130, tcp6Flow},
 		{"source route under way", raw6(43, join(routing(6, 4, 1), syn6)...), 6, 43, 0, 0, 14, 54, 54, 98, ""},
 		{"atomic fragment", raw6(44, join(frag6(6, 0, false), syn6)...), 6, 6, 0, 0, 14, 62, 82, 82, tcp6Flow},
+		{"fragment header with a reserved byte", raw6(44, join(patched(frag6(6, 0, false), 1, 9), syn6)...), 6, 6, 0, 0, 14, 62, 82, 82, tcp6Flow},
 		{"v6 first fragment", raw6(44, join(frag6(6, 0, true), syn6, make([]byte, 4))...), 6, 6, 0, wire.FragFirst, 14, 62, 82, 86, tcp6Flow},
 		{"v6 later fragment", raw6(44, join(frag6(6, 24, false), []byte("xyz"))...), 6, 6, 0, wire.FragLater, 14, 62, 62, 65, ""},
 		{"v6 later fragment of an extension", raw6(44, join(frag6(60, 24, true), make([]byte, 8))...), 6, 60, 0, wire.FragLater, 14, 62, 62, 70, ""},
@@ -104,6 +105,7 @@ func TestParse(t *testing.T) {
 		{"esp", raw6(50, long[:32]...), 6, 50, 0, 0, 14, 54, 54, 86, ""},
 		{"ah", raw6(51, join([]byte{6, 4}, long[:22], syn6)...), 6, 51, 0, 0, 14, 54, 54, 98, ""},
 		{"ipv4 icmp over ipv6", raw6(1, 8, 0, 0, 0, 0, 0, 0, 0), 6, 1, 0, 0, 14, 54, 54, 62, ""},
+		{"icmpv6 over ipv4", patched(echo4(t), 23, 58), 4, 58, 0, 0, 14, 34, 34, 46, ""},
 		{"gre", patched(tcp4(t, ""), 23, 47), 4, 47, 0, 0, 14, 34, 34, 54, ""},
 		{"empty protocol 0", patched(raw6(0)[:54], 20, 253), 6, 253, 0, 0, 14, 54, 54, 54, ""},
 	}

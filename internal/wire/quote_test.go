@@ -64,7 +64,7 @@ func TestQuotedFlow(t *testing.T) {
 		{"v6 echo", icmpError6(t, 128, 0, t6), ""},
 		{"v6 extensions", icmpError6(t, 1, 0, raw6(60, join(ext(6), t6[40:])...)[14:70]), flow6},
 		{"v6 extensions cut", icmpError6(t, 1, 0, raw6(60, join(ext(60), ext(6), t6[40:])...)[14:66]), ""},
-		{"v6 first fragment", icmpError6(t, 3, 1, raw6(44, join(frag6(6, 0, true), t6[40:60], make([]byte, 12))...)[14:70]), flow6},
+		{"v6 first fragment", icmpError6(t, 3, 1, raw6(44, join(frag6(6, 0, true), t6[40:60], make([]byte, 12))...)[14:82]), flow6},
 		{"v6 later fragment", icmpError6(t, 3, 1, raw6(44, join(frag6(6, 1280, true), make([]byte, 64))...)[14:]), ""},
 		{"tagged", tagged(icmpError4(t, 3, 4, t4[:28]), 0x2007, 9), flow4 + " vlan 7.9"},
 		{"not icmp", tcp4(t, string(t4)), ""},

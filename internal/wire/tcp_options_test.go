@@ -63,6 +63,7 @@ func TestTCPOptions(t *testing.T) {
 		{"window scale of 2 bytes", []byte{3, 4, 1, 2}, "3@0"},
 		{"timestamps of 4 bytes", []byte{8, 6, 1, 2, 3, 4, 0, 0}, "8@0"},
 		{"sack of 7 bytes", []byte{5, 9, 1, 2, 3, 4, 5, 6, 7, 1, 1, 1}, "5@0"},
+		{"sack of one block and a half", []byte{5, 14, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0}, "5@0"},
 		{"sack of no block", []byte{5, 2, 0, 0}, "5@0"},
 	} {
 		if got := walk(r.opts); got != r.want {

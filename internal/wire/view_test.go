@@ -143,6 +143,22 @@ func TestViewsWrite(t *testing.T) {
 	}
 }
 
+// TestTCPFlagBits: the ninth flag shares its byte with the data offset and reserved bits; neither setter touches the other's.
+func TestTCPFlagBits(t *testing.T) {
+	s := wire.TCP(make([]byte, 60))
+	s[12] = 0x0e // reserved bits
+	s.SetFlags(wire.FlagAE | wire.FlagSYN)
+	s.SetDataOffset(60)
+	if s[12] != 0xff || s[13] != 2 || s.Flags() != wire.FlagAE|wire.FlagSYN || s.DataOffset() != 60 {
+		t.Errorf("% x, flags %v, offset %d", s[12:14], s.Flags(), s.DataOffset())
+	}
+	s.SetFlags(wire.FlagCWR)
+	s.SetDataOffset(20)
+	if s[12] != 0x5e || s[13] != 0x80 || s.Flags() != wire.FlagCWR || s.DataOffset() != 20 {
+		t.Errorf("% x, flags %v, offset %d", s[12:14], s.Flags(), s.DataOffset())
+	}
+}
+
 // TestViewsStayInside: an address that is appended to does not run into the next field.
 func TestViewsStayInside(t *testing.T) {
 	frame := tcp4(t, "hello")

@@ -85,19 +85,13 @@ type Options struct {
 type Steerer struct {
 	opts Options
 
-	mu       sync.Mutex // attachments, rules and closing
+	mu       sync.Mutex // guards the four below
 	ports    []attachment
-	rules    *ebpf.Map
-	active   *ebpf.Map
-	bank     uint64
+	active   uint32 // which of the two lists in rules counts
 	closed   bool
 	leftover map[int]string // links of a dead instance of this name, by interface index
 
-	flows    *ebpf.Map
-	frags    *ebpf.Map
-	sockets  *ebpf.Map
-	peers    *ebpf.Map
-	counters *ebpf.Map
+	flows, frags, rules, rulesActive, sockets, peers, counters *ebpf.Map
 }
 
 // Load checks o and loads one program for each port; nothing is attached yet, and no packet touched. Leftovers of a dead
@@ -211,7 +205,7 @@ func (s *Steerer) load() error {
 			}
 			continue
 		}
-		s.flows, s.frags, s.rules, s.active = obj.Flows, obj.Fragments, obj.Rules, obj.RulesActive
+		s.flows, s.frags, s.rules, s.rulesActive = obj.Flows, obj.Fragments, obj.Rules, obj.RulesActive
 		s.sockets, s.peers, s.counters = obj.Sockets, obj.Peers, obj.Counters
 		for name, m := range s.maps() {
 			shared[name] = m
@@ -231,7 +225,7 @@ func (s *Steerer) load() error {
 // maps returns the maps by their names in the object; nil ones if loading did not come so far.
 func (s *Steerer) maps() map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{
-		"flows": s.flows, "fragments": s.frags, "rules": s.rules, "rules_active": s.active,
+		"flows": s.flows, "fragments": s.frags, "rules": s.rules, "rules_active": s.rulesActive,
 		"sockets": s.sockets, "peers": s.peers, "counters": s.counters,
 	}
 }
@@ -247,16 +241,16 @@ func (s *Steerer) SetRules(rules []Rule) error {
 	if s.closed {
 		return fmt.Errorf("set rules: %w", os.ErrClosed)
 	}
-	bank := s.bank ^ 1
-	for i := range flat {
-		if err := s.rules.Put(uint32(bank)*MaxRules+uint32(i), &flat[i]); err != nil {
-			return fmt.Errorf("set rules: entry %d: %w", i, err)
-		}
-	}
-	if err := s.active.Put(uint32(0), bank<<32|uint64(len(flat))); err != nil {
+	list := steerRuleList{Count: uint32(len(flat))}
+	copy(list.Rule[:], flat)
+	idle := s.active ^ 1
+	if err := s.rules.Put(idle, &list); err != nil {
 		return fmt.Errorf("set rules: %w", err)
 	}
-	s.bank = bank
+	if err := s.rulesActive.Put(uint32(0), idle); err != nil {
+		return fmt.Errorf("set rules: %w", err)
+	}
+	s.active = idle
 	return nil
 }
 

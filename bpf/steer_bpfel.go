@@ -150,6 +150,13 @@ type steerRule struct {
 	Pad        uint32
 }
 
+type steerRuleList struct {
+	_     structs.HostLayout
+	Count uint32
+	Pad   uint32
+	Rule  [256]steerRule
+}
+
 type steerVerdict uint32
 
 const (

@@ -30,21 +30,21 @@ struct {
 	__uint(max_entries, 16384);
 } fragments SEC(".maps");
 
-/* Two banks of MAX_RULES rules: Go writes the idle one and then switches rules_active, so that no packet sees half of an
- * old and half of a new list. */
+/* Two lists of rules: Go writes the idle one and then switches rules_active, so that no packet sees half of an old and half of a
+ * new list. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
-	__type(value, struct rule);
-	__uint(max_entries, 2 * MAX_RULES);
+	__type(value, struct rule_list);
+	__uint(max_entries, 2);
 	__uint(map_flags, BPF_F_RDONLY_PROG);
 } rules SEC(".maps");
 
-/* One number: bank << 32 | rules in it. Go writes, XDP reads. */
+/* Which of the lists counts, 0 or 1. Go writes, XDP reads. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, __u32);
 	__uint(max_entries, 1);
 	__uint(map_flags, BPF_F_RDONLY_PROG);
 } rules_active SEC(".maps");

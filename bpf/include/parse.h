@@ -298,8 +298,8 @@ done:
 }
 
 /* The packet an ICMP error quotes, at offset at: its header and at least 8 bytes more, usually cut there. Fills key as that packet
- * had it. Lengths in it are the quoted packet's, so only the frame bounds the reading. Returns PARSED_ERROR, or PARSED_OTHER
- * if it cannot be matched with a flow. */
+ * had it. The lengths it states are those of the whole packet, so the frame bounds the reading. Returns PARSED_ERROR, or
+ * PARSED_OTHER if it cannot be matched with a flow. */
 __noinline int parse_quote(struct xdp_md *ctx, struct packet *p, __u32 at)
 {
 	struct cursor c = cursor_at(ctx, at);
@@ -333,7 +333,7 @@ __noinline int parse_quote(struct xdp_md *ctx, struct packet *p, __u32 at)
 		__builtin_memcpy(k->src, ip->src, sizeof(k->src));
 		__builtin_memcpy(k->dst, ip->dst, sizeof(k->dst));
 		k->proto = ip->next;
-		if (parse_extensions(ctx, p, at + sizeof(*ip), 0xffff) != PARSED_FLOW)
+		if (parse_extensions(ctx, p, at + sizeof(*ip), bpf_ntohs(ip->length)) != PARSED_FLOW)
 			return other(p, REASON_ICMP_ERROR_UNKNOWN);
 		at = p->at;
 	}

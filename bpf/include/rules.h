@@ -27,23 +27,22 @@ enum { NO_MATCH = -1 };
 __noinline int rule_find(const struct packet *p)
 {
 	const struct flow_key *k;
-	__u32 zero = 0, count, bank, ports, sport, dport;
-	__u64 *active = bpf_map_lookup_elem(&rules_active, &zero);
+	__u32 zero = 0, ports, sport, dport;
+	__u32 *active = bpf_map_lookup_elem(&rules_active, &zero);
+	struct rule_list *l;
 
 	if (!p || !active)
+		return NO_MATCH;
+	l = bpf_map_lookup_elem(&rules, active);
+	if (!l)
 		return NO_MATCH;
 	k = &p->key;
 	ports = k->proto == PROTO_TCP || k->proto == PROTO_UDP;
 	sport = bpf_ntohs(k->sport);
 	dport = bpf_ntohs(k->dport);
-	count = *active;
-	bank = *active >> 32;
-	for (__u32 i = 0; i < MAX_RULES && i < count; i++) {
-		__u32 at = bank * MAX_RULES + i;
-		struct rule *r = bpf_map_lookup_elem(&rules, &at);
+	for (__u32 i = 0; i < MAX_RULES && i < l->count; i++) {
+		struct rule *r = &l->rule[i];
 
-		if (!r)
-			return NO_MATCH;
 		if (((port_id ^ r->from) & r->from_mask) | ((k->proto ^ r->proto) & r->proto_mask) |
 		    ((k->family ^ r->family) & r->family_mask))
 			continue;

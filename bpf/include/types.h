@@ -10,7 +10,7 @@
 enum limit {
 	MAX_PORTS = 32,
 	MAX_QUEUES = 256, /* per port; the socket of (port, queue) is at port * MAX_QUEUES + queue */
-	MAX_RULES = 256,  /* flattened; the rules map holds two banks of these */
+	MAX_RULES = 256,  /* flattened */
 	MAX_VLANS = 2,
 	MAX_IP6_EXTENSIONS = 8,
 };
@@ -133,6 +133,13 @@ struct rule {
 	__u32 pad;
 };
 _Static_assert(sizeof(struct rule) == 88, "rule has no hidden padding");
+
+struct rule_list {
+	__u32 count; /* how many of rule[] there are */
+	__u32 pad;
+	struct rule rule[MAX_RULES];
+};
+_Static_assert(sizeof(struct rule_list) == 8 + MAX_RULES * 88, "rule_list has no hidden padding");
 
 struct counter {
 	__u64 packets;

@@ -57,7 +57,8 @@ type Feed struct {
 	packets     uint64
 	bytes       uint64 // on the wire
 	short       uint64 // packets that the capture has cut
-	begun       int64  // o.Clock when the first packet was due
+	running     bool
+	begun       int64 // o.Clock when the first packet was due
 }
 
 // frameMeta is what of a packet does not travel in it.
@@ -126,7 +127,7 @@ func (f *Feed) peek() (int64, error) {
 		f.have = true
 	}
 	if f.packets == 0 {
-		return f.rec.Time, nil
+		f.first, f.last = f.rec.Time, f.rec.Time
 	}
 	return max(f.rec.Time, f.last), nil
 }
@@ -157,9 +158,6 @@ func (f *Feed) refuse(err error) error {
 // take moves the packet that peek has seen into p.
 func (f *Feed) take(p *pipeline.Packet) {
 	t := max(f.rec.Time, f.last)
-	if f.packets == 0 {
-		t, f.first = f.rec.Time, f.rec.Time
-	}
 	data, front := f.rec.Data[f.skip:], 0
 	if f.build {
 		front = wire.EthernetLen
@@ -181,14 +179,14 @@ func (f *Feed) take(p *pipeline.Packet) {
 	}
 }
 
-// due reports how many ns are left until a packet of time t is due.
+// due returns how many ns are left until a packet of time t is due.
 func (f *Feed) due(t int64) int64 {
 	if f.o.Speed <= 0 {
 		return 0
 	}
 	now := f.o.Clock()
-	if f.begun == 0 {
-		f.begun = now
+	if !f.running {
+		f.running, f.begun = true, now
 	}
 	return int64(float64(t-f.first)/f.o.Speed) - (now - f.begun)
 }

@@ -171,6 +171,7 @@ func (p *Port) Receive(b *pipeline.Batch) (int, error) {
 		got++
 	}
 	p.inFill -= n
+	p.inFlight.Add(int64(-n))
 	p.rxPackets.add(got)
 	p.rxBytes.add(bytes)
 	return got, nil
@@ -199,6 +200,7 @@ func (p *Port) Transmit(pkts []*pipeline.Packet) (accepted int) {
 			break
 		}
 	}
+	p.inFlight.Add(int64(accepted))
 	p.txPackets.add(accepted)
 	p.txBytes.add(bytes)
 	p.refused.add(len(pkts))
@@ -243,6 +245,7 @@ func (p *Port) complete() (n int) {
 	for {
 		got := p.sock.Complete(p.addrs[:cap(p.addrs)])
 		n += got
+		p.inFlight.Add(int64(-got))
 		p.recycle(p.addrs[:got])
 		if got < cap(p.addrs) {
 			return n

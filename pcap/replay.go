@@ -103,7 +103,7 @@ func Replay(ctx context.Context, o ReplayOptions) (Result, error) {
 	begin := time.Now()
 	r, err := newReplay(&o)
 	if err != nil {
-		return Result{Dropped: map[string]uint64{}}, err
+		return Result{Dropped: map[string]uint64{}, Error: err.Error()}, err
 	}
 	err = r.run(ctx)
 	err = errors.Join(err, r.close())
@@ -377,8 +377,8 @@ func (r *replay) close() error {
 	for i, w := range r.workers {
 		err = errors.Join(err, w.Close())
 		for _, p := range r.feed.Ports(i) {
-			if perr := p.Close(); err == nil {
-				err = perr
+			if perr := p.Close(); perr != nil && err == nil {
+				err = fmt.Errorf("replay %s: %w", r.reader.Name(), perr)
 			}
 		}
 		s := w.Stats()

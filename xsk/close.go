@@ -12,22 +12,43 @@ import (
 // leaves ENETDOWN in SO_ERROR (xsk_notifier); drivers return ENXIO of their own
 // while they reset a queue.
 func (s *Socket) down(e unix.Errno) error {
-	if s.gone.Load() {
+	if e == unix.ENXIO && s.unregistered() {
 		return ErrLinkGone
-	}
-	if e == unix.ENXIO {
-		if v, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR); err == nil && unix.Errno(v) == unix.ENETDOWN {
-			s.gone.Store(true)
-			return ErrLinkGone
-		}
 	}
 	return ErrLinkDown
 }
 
+// Err returns [ErrLinkGone] if the interface no longer exists, [ErrClosed] after
+// Close, else nil. It is one system call. Nothing else tells a socket that only
+// receives: poll reports no such event. Safe from any goroutine.
+func (s *Socket) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return ErrClosed
+	}
+	if s.unregistered() {
+		return ErrLinkGone
+	}
+	return nil
+}
+
+// unregistered reads SO_ERROR, which forgets it, and remembers.
+func (s *Socket) unregistered() bool {
+	if !s.gone.Load() {
+		v, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+		if err == nil && unix.Errno(v) == unix.ENETDOWN {
+			s.gone.Store(true)
+		}
+	}
+	return s.gone.Load()
+}
+
 // Close unbinds the socket and unmaps its rings; the kernel takes its entry out
 // of the XSKMAP, and packets still in the TX ring are not sent. It must not run
-// beside any other method of the socket. Frames that the kernel held come back
-// through Reclaim.
+// beside Fill, Receive, WakeRx, Poll, Transmit, Complete or Kick of the socket,
+// which do nothing afterwards. Frames that the kernel held come back through
+// Reclaim.
 func (s *Socket) Close() error {
 	u := s.umem
 	u.mu.Lock()
@@ -102,6 +123,8 @@ func (u *UMEM) releaseHeld(ifindex, queue int) {
 
 // release closes the descriptor and unmaps the rings.
 func (s *Socket) release() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.closed = true
 	err := unix.Close(s.fd)
 	s.fd = -1

@@ -22,7 +22,11 @@ type Poller struct {
 	wakefd  int
 	sockets []*Socket
 	events  []unix.EpollEvent
+	count   [8]byte // of calls to Wake
 }
+
+// wakeOnce is what a call to Wake adds: not zero, whatever the byte order.
+var wakeOnce = []byte{1, 0, 0, 0, 0, 0, 0, 0}
 
 // NewPoller makes a poller of sockets. Close it before or after them.
 func NewPoller(sockets ...*Socket) (*Poller, error) {
@@ -81,8 +85,7 @@ func (p *Poller) Wait(timeout time.Duration) error {
 	}
 	for i := range max(n, 0) {
 		if p.events[i].Fd == int32(p.wakefd) {
-			var count [8]byte
-			_, _ = unix.Read(p.wakefd, count[:])
+			_, _ = unix.Read(p.wakefd, p.count[:])
 		}
 	}
 	return nil
@@ -91,8 +94,7 @@ func (p *Poller) Wait(timeout time.Duration) error {
 // Wake makes the current or next Wait return. Safe from any goroutine, until
 // Close.
 func (p *Poller) Wake() {
-	one := [8]byte{1} // any non-zero number, whatever the byte order
-	_, _ = unix.Write(p.wakefd, one[:])
+	_, _ = unix.Write(p.wakefd, wakeOnce)
 }
 
 // Close ends the poller; Wait must not be running.

@@ -31,7 +31,8 @@ func (r *ring[T]) space(want uint32) uint32 {
 	if free < want {
 		r.seen = r.consumer.Load()
 		used := r.own - r.seen
-		if used > size { // not possible with a sound kernel: take nothing
+		if used > size { // not possible with a sound kernel: it is full
+			r.seen = r.own - size
 			return 0
 		}
 		free = size - used
@@ -55,7 +56,7 @@ func (r *ring[T]) ready(want uint32) uint32 {
 	if n < want {
 		r.seen = r.producer.Load()
 		n = r.seen - r.own
-		if n > size { // not possible with a sound kernel: take nothing
+		if n > size { // not possible with a sound kernel: it is empty
 			r.seen = r.own
 			return 0
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -91,6 +92,7 @@ type Socket struct {
 	queue   int
 	mode    Mode
 	slot    int
+	mu      sync.Mutex // orders Stats and Err after or before Close
 	closed  bool
 	gone    atomic.Bool // the interface was unregistered
 	wakeup  bool        // XDP_USE_NEED_WAKEUP is in force
@@ -358,7 +360,11 @@ func (s *Socket) bind(mode Mode, sharer *Socket) error {
 	case errors.Is(err, unix.EINVAL) && !zeroCopy:
 		return fmt.Errorf("bind: %w (is there a queue %d? see ethtool -l)", err, s.queue)
 	case zeroCopy && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)):
-		return fmt.Errorf("%w: %w", ErrNoZeroCopy, err)
+		err = fmt.Errorf("%w: %w", ErrNoZeroCopy, err)
+		if sharer != nil {
+			err = fmt.Errorf("%w (the umem's first socket is in zero-copy mode, which binds all; open that one with Copy)", err)
+		}
+		return err
 	}
 	return fmt.Errorf("bind: %w", err)
 }

@@ -52,7 +52,8 @@ type KernelStats struct {
 	TxRingEmpty    uint64 // the TX ring had nothing to send
 }
 
-// Stats reads the counters. Safe from any goroutine until Close.
+// Stats reads the counters. After Close the kernel's are lost, and the error is
+// [ErrClosed]; the others stay. Safe from any goroutine.
 func (s *Socket) Stats() (Stats, error) {
 	rx, tx := &s.rx, &s.tx
 	st := Stats{
@@ -64,6 +65,8 @@ func (s *Socket) Stats() (Stats, error) {
 		NoBuffers: tx.noBuffers.load(), KickFails: tx.failed.load(),
 		Wakeups: rx.wakeups.load(), LinkDowns: rx.linkDown.load() + tx.linkDown.load(),
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.closed {
 		return st, ErrClosed
 	}

@@ -47,6 +47,7 @@ type Options struct {
 	Queue     int              // events that wait for one sink; 0: 8192
 	CloseWait time.Duration    // how long Close waits for the queues to empty; 0: 2 s
 	Retry     time.Duration    // first pause before a socket is dialled again; 0: 100 ms; doubles up to 5 s
+	Wait      bool             // Record waits for room instead of dropping: for replays, which have time
 	Now       func() time.Time // nil: time.Now
 	Stdout    *os.File         // nil: os.Stdout
 }
@@ -156,24 +157,25 @@ func (r *Recorder) Reopen() error {
 }
 
 // Close writes what is queued, for at most Options.CloseWait, and closes the
-// sinks. What could not be written in that time counts as dropped, and so does
-// everything that is recorded afterwards.
+// sinks. What could not be written in that time counts as dropped, which is an
+// error; what is recorded afterwards counts as dropped too.
 func (r *Recorder) Close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), r.o.CloseWait)
-	defer cancel()
+	deadline := time.Now().Add(r.o.CloseWait)
 	for _, s := range r.sinks {
-		s.stop(ctx)
+		s.stop(deadline)
 	}
+	// A write to a socket or a pipe ends at the deadline; the grace is for the
+	// goroutine to notice. A write to a file may hang in the kernel for longer,
+	// and then the goroutine is left behind.
+	ctx, cancel := context.WithDeadline(context.Background(), deadline.Add(time.Second))
+	defer cancel()
 	var err error
 	for _, s := range r.sinks {
 		select {
 		case <-s.done:
+			err = errors.Join(err, s.closeErr)
 		case <-ctx.Done():
-			select {
-			case <-s.done:
-			default:
-				err = errors.Join(err, fmt.Errorf("close event sink %q: %d events were not written in %v", s.spec.To, s.Stats().Queued, r.o.CloseWait))
-			}
+			err = errors.Join(err, fmt.Errorf("close event sink %q: a write has not returned in %v", s.spec.To, r.o.CloseWait))
 		}
 	}
 	return err

@@ -1,12 +1,12 @@
 package record
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -48,6 +48,7 @@ type sink struct {
 	file  bool // may be reopened
 	log   *slog.Logger
 	retry time.Duration
+	block bool // offer waits for room
 
 	queue    chan entry
 	reopened chan chan error
@@ -55,6 +56,7 @@ type sink struct {
 	done     chan struct{}
 	stopOnce sync.Once
 	deadline time.Time // for the queue to empty; set before quit is closed
+	closeErr error     // set before done is closed
 
 	closed                           atomic.Bool
 	accepted, written, failed, drops atomic.Uint64
@@ -62,9 +64,10 @@ type sink struct {
 	lastErr                          atomic.Pointer[string]
 
 	// The writer's own.
-	enc  *encoder
-	buf  []byte
-	ends []int // of the lines in buf
+	enc   *encoder
+	buf   []byte
+	ends  []int         // of the lines in buf
+	pause time.Duration // before the next attempt to open
 }
 
 func newSink(spec Spec, log *slog.Logger, o Options) (*sink, error) {
@@ -73,7 +76,7 @@ func newSink(spec Spec, log *slog.Logger, o Options) (*sink, error) {
 		return nil, fmt.Errorf("open event sink: %w", err)
 	}
 	s := &sink{
-		spec: spec, log: log.With("sink", spec.To), retry: o.Retry, enc: newEncoder(),
+		spec: spec, log: log.With("sink", spec.To), retry: o.Retry, block: o.Wait, enc: newEncoder(),
 		queue: make(chan entry, o.Queue), reopened: make(chan chan error),
 		quit: make(chan struct{}), done: make(chan struct{}),
 	}
@@ -90,17 +93,27 @@ func newSink(spec Spec, log *slog.Logger, o Options) (*sink, error) {
 			return nil, fmt.Errorf("open event sink %q: %w", spec.To, err)
 		}
 		s.trouble(err)
+		s.pause = s.retry
 	}
 	return s, nil
 }
 
-// offer queues an event or drops it; it never blocks.
+// offer queues an event or drops it; unless told to, it never blocks.
 func (s *sink) offer(e entry) {
 	if s.closed.Load() {
 		s.drops.Add(1)
 		return
 	}
 	s.accepted.Add(1)
+	if s.block {
+		select {
+		case s.queue <- e:
+		case <-s.done:
+			s.accepted.Add(^uint64(0))
+			s.drops.Add(1)
+		}
+		return
+	}
 	select {
 	case s.queue <- e:
 	default:
@@ -125,37 +138,43 @@ func (s *sink) Stats() SinkStats {
 // run is the body of the sink's goroutine.
 func (s *sink) run() {
 	defer close(s.done)
-	pause := s.retry
-	for {
-		if !s.out.ready() {
-			if err := s.out.open(); err != nil {
-				s.trouble(err)
-				if !s.wait(pause) {
-					break
-				}
-				pause = min(2*pause, 5*time.Second)
-				continue
-			}
-			pause = s.retry
-		}
-		if len(s.ends) > 0 {
-			s.flush()
-			continue
-		}
-		select {
-		case e := <-s.queue:
-			s.encode(e)
-			s.collect()
-			s.flush()
-			continue
-		case reply := <-s.reopened:
-			reply <- s.out.open()
-			continue
-		case <-s.quit:
-		}
-		break
+	for s.turn() {
 	}
 	s.finish()
+}
+
+// turn does one thing; false says that it is time to quit.
+func (s *sink) turn() bool {
+	if !s.out.ready() {
+		if !s.wait(s.pause) {
+			return false
+		}
+		s.pause = min(max(2*s.pause, s.retry), 5*time.Second)
+		if err := s.out.open(); err != nil {
+			s.trouble(err)
+		}
+		return true
+	}
+	if len(s.ends) > 0 { // left by a write that failed
+		select {
+		case <-s.quit:
+			return false
+		default:
+		}
+		s.flush()
+		return true
+	}
+	select {
+	case e := <-s.queue:
+		s.encode(e)
+		s.collect()
+		s.flush()
+	case reply := <-s.reopened:
+		reply <- s.out.open()
+	case <-s.quit:
+		return false
+	}
+	return true
 }
 
 // wait pauses before the next attempt to open; false says that it is time to
@@ -209,10 +228,16 @@ func (s *sink) flush() {
 	done, failed, err := s.out.write(s.buf, s.ends)
 	s.written.Add(uint64(done - failed))
 	s.failed.Add(uint64(failed))
-	if err != nil {
+	switch {
+	case errors.Is(err, syscall.EMSGSIZE):
+		s.setErr(err) // the event's fault, not the sink's
+	case err != nil:
 		s.trouble(err)
-	} else if s.down.Swap(false) {
+	case s.down.Swap(false):
 		s.log.Info("events are written again")
+	}
+	if done > failed {
+		s.pause = 0
 	}
 	s.take(done)
 }
@@ -247,20 +272,23 @@ func (s *sink) finish() {
 		}
 		s.flush()
 	}
-	left := uint64(len(s.ends))
-	for {
+	left := len(s.ends)
+	for more := true; more; {
 		select {
 		case <-s.queue:
 			left++
-			continue
 		default:
+			more = false
 		}
-		break
 	}
-	s.accepted.Add(^(left - 1))
-	s.drops.Add(left)
-	if err := s.out.close(); err != nil {
-		s.setErr(err)
+	s.accepted.Add(-uint64(left)) // they move from queued to dropped
+	s.drops.Add(uint64(left))
+	err := s.out.close()
+	if left > 0 {
+		err = errors.Join(fmt.Errorf("%d events were not written in time", left), err)
+	}
+	if err != nil {
+		s.closeErr = fmt.Errorf("close event sink %q: %w", s.spec.To, err)
 	}
 }
 
@@ -299,12 +327,12 @@ func (s *sink) reopen(wait time.Duration) error {
 	return nil
 }
 
-// stop tells the writer to finish by the context's deadline.
-func (s *sink) stop(ctx context.Context) {
+// stop tells the writer to finish by the deadline.
+func (s *sink) stop(deadline time.Time) {
 	s.stopOnce.Do(func() {
 		s.closed.Store(true)
-		s.deadline, _ = ctx.Deadline()
+		s.deadline = deadline
 		close(s.quit)
-		s.out.interrupt(s.deadline)
+		s.out.interrupt(deadline)
 	})
 }

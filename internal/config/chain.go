@@ -35,10 +35,11 @@ func (c *checker) chains() {
 func (c *checker) stages(path string, tables []map[string]any) []pipeline.StageSpec {
 	specs := make([]pipeline.StageSpec, 0, len(tables))
 	kinds := make([]*pipeline.Kind, len(tables))
-	boundary := -1
+	boundary, unknown := -1, false
 	for i, t := range tables {
 		kinds[i] = c.kind(element(path, i), t)
 		if kinds[i] == nil {
+			unknown = true
 			continue
 		}
 		if kinds[i].Layer == pipeline.BoundaryLayer && boundary < 0 {
@@ -55,6 +56,8 @@ func (c *checker) stages(path string, tables []map[string]any) []pipeline.StageS
 			return fmt.Sprintf("stage %d (%s) in line %d", boundary+1, kinds[boundary].Name, c.ix.line(element(path, boundary)))
 		}
 		switch {
+		case k.Layer == pipeline.StreamLayer && boundary < 0 && unknown:
+			// The stage that was not understood may be the boundary.
 		case k.Layer == pipeline.StreamLayer && boundary < 0:
 			c.addIn(at, element(path, i), "a stage for streams needs a %s stage before it, and the chain has none", choiceOf(c.boundaries()))
 		case k.Layer == pipeline.StreamLayer && i < boundary:

@@ -13,10 +13,11 @@ import (
 // Problem is one thing that is wrong, or for a warning doubtful, in a
 // configuration.
 type Problem struct {
-	File      string `json:"file"`
-	Line, Col int    // from 1, in characters; 0 if the file could not be read
-	Where     string // `chain "web", stage 2 (ratelimit)`, or "" for the file
-	Text      string // what was expected, and what was found
+	File  string `json:"file"`
+	Line  int    `json:"line"`  // from 1; 0 if the file could not be read
+	Col   int    `json:"col"`   // from 1, in characters
+	Where string `json:"where"` // `chain "web", stage 2 (ratelimit)`, or "" for the file
+	Text  string `json:"text"`  // what was expected, and what was found
 }
 
 // String returns "file:line:col: where: text".

@@ -7,6 +7,7 @@ package stages
 import (
 	"penstock/pipeline"
 	"penstock/stages/acl"
+	"penstock/stages/capture"
 	"penstock/stages/http"
 	"penstock/stages/ratelimit"
 	"penstock/stages/tcp"
@@ -16,6 +17,7 @@ import (
 func Builtin() *pipeline.Registry {
 	r := &pipeline.Registry{}
 	pipeline.Register(r, acl.Descriptor())
+	pipeline.Register(r, capture.Descriptor())
 	pipeline.Register(r, http.Descriptor())
 	pipeline.Register(r, ratelimit.Descriptor())
 	pipeline.Register(r, tcp.Descriptor())

@@ -36,7 +36,7 @@ func TestTooMany(t *testing.T) {
 // TestBoundedTime: no file takes long, whatever it holds.
 // Each of these once took minutes, or would with a quadratic step somewhere.
 func TestBoundedTime(t *testing.T) {
-	const size = MaxSize / 2
+	const size = MaxSize / 4
 	fill := func(head, text, tail string) string {
 		return head + strings.Repeat(text, size/len(text)) + tail
 	}
@@ -48,9 +48,9 @@ func TestBoundedTime(t *testing.T) {
 		"array":    "x = [" + strings.Repeat("1,", size/2) + "]",
 		"dots":     fill("", "a.", "a = 1"),
 		"header":   fill("[", "a.", "a]"),
-		"keys":     numbered(40000, "\"k #\" = 1\n"),
-		"names":    ports + numbered(6000, "[[chain]]\nname = \"n#\"\n[[chain.stage]]\nkind = \"acx\"\n[[steer]]\nto = \"x#\"\n"),
-		"prefixes": chain + "[[steer]]\nto = \"c\"\nsrc = [" + strings.Repeat("\"1.0.0.0/8\",", 30000) + "]\ndst = [" + strings.Repeat("\"1.0.0.0/8\",", 30000) + "]\n",
+		"keys":     numbered(20000, "\"k #\" = 1\n"),
+		"names":    ports + numbered(3000, "[[chain]]\nname = \"n#\"\n[[chain.stage]]\nkind = \"acx\"\n[[steer]]\nto = \"x#\"\n"),
+		"prefixes": chain + "[[steer]]\nto = \"c\"\nsrc = [" + strings.Repeat("\"1.0.0.0/8\",", 10000) + "]\ndst = [" + strings.Repeat("\"1.0.0.0/8\",", 10000) + "]\n",
 		"quotes":   fill("", "\"", ""),
 		"escapes":  fill("x = \"", "\\\\", "\""),
 		"lines":    fill("x = \"\"\"", "\\\n", "\"\"\""),

@@ -74,8 +74,9 @@ func (c *choosy) UnmarshalTOML(v any) error {
 
 type typesConfig struct {
 	embedded
-	Hidden   string `toml:"-"`
-	secret   int    //nolint:unused // unexported: not a key
+	Hidden string `toml:"-"`
+	//lint:ignore U1000 an unexported field is not a key
+	secret   int
 	I8       int8
 	U16      uint16 `toml:"u16"`
 	U64      uint64

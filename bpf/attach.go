@@ -126,7 +126,7 @@ func explainAttach(err error, ifindex int) error {
 	case isBusy(err):
 		return occupied(err, l)
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("no permission; mend: run as root, or: setcap cap_bpf,cap_perfmon,cap_net_admin,cap_net_raw+ep FILE: %w", err)
+		return fmt.Errorf("no permission; %s: %w", grant, err)
 	case errors.Is(err, unix.ERANGE):
 		return fmt.Errorf("the MTU (%d, or that of its veth peer) is too large for native XDP (a packet must fit into one page); mend: ip link set dev %s mtu 1500, on both ends of a veth pair: %w", l.Attrs().MTU, name, err)
 	case errors.Is(err, unix.ENOSPC):

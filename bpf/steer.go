@@ -313,16 +313,32 @@ func (s *Steerer) release() {
 	s.closed = true
 }
 
+// grant is how to give a program that is not root what it needs.
+const grant = "mend: run as root, or: setcap cap_bpf,cap_perfmon,cap_net_admin,cap_net_raw+ep FILE"
+
 // explainLoad says what to do about the errors that have a known cure.
 func explainLoad(err error) error {
 	var v *ebpf.VerifierError
 	switch {
+	case errors.As(err, &v) && !hasPerfmon():
+		return fmt.Errorf("the kernel's verifier refuses it without CAP_PERFMON; %s: %w", grant, err)
 	case errors.As(err, &v):
 		return fmt.Errorf("the kernel's verifier refuses it (Linux 5.15 or later is needed): %w", err)
 	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
-		return fmt.Errorf("no permission; mend: run as root, or: setcap cap_bpf,cap_perfmon,cap_net_admin,cap_net_raw+ep FILE: %w", err)
+		return fmt.Errorf("no permission; %s: %w", grant, err)
 	case errors.Is(err, unix.ENOMEM):
 		return fmt.Errorf("no memory for the maps; mend: a lower MaxFlows: %w", err)
 	}
 	return err
+}
+
+// hasPerfmon: without it the verifier forbids to subtract pointers, among other things.
+func hasPerfmon() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return true
+	}
+	has := func(c uint) bool { return data[c/32].Effective&(1<<(c%32)) != 0 }
+	return has(unix.CAP_PERFMON) || has(unix.CAP_SYS_ADMIN)
 }

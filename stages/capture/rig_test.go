@@ -6,6 +6,7 @@ import (
 	"io"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -100,6 +101,24 @@ func tshark(t *testing.T, files ...string) (rows []row) {
 		}
 	}
 	return rows
+}
+
+// packets counts the packets in captures by a reader that is not ours. It fails on any that is damaged or cut.
+func packets(t *testing.T, files ...string) (n int) {
+	t.Helper()
+	if _, err := exec.LookPath("capinfos"); err != nil {
+		t.Skip("capinfos is not here; what was written is not read by a foreign reader")
+	}
+	for _, f := range files {
+		out, err := exec.Command("capinfos", "-T", "-r", "-M", "-c", f).CombinedOutput()
+		fields := strings.Split(strings.TrimSpace(string(out)), "\t")
+		k, convErr := strconv.Atoi(fields[len(fields)-1])
+		if err != nil || convErr != nil {
+			t.Fatalf("capinfos %s: %v: %s", f, errors.Join(err, convErr), out)
+		}
+		n += k
+	}
+	return n
 }
 
 func glob(t *testing.T, pattern string) []string {

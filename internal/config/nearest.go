@@ -4,36 +4,51 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 // Nearest returns which of the known names is probably meant by name, or "" if
 // none resembles it.
 func Nearest(name string, known []string) string {
 	best, least := "", 1<<30
-	a := fold(name)
+	a := fold(nil, name)
 	if len(a) > 64 {
 		return ""
 	}
+	var b []rune
+	var rows []int
 	for _, k := range known {
-		b := fold(k)
+		b = fold(b[:0], k)
 		longest := max(len(a), len(b))
-		d := distance(a, b)
-		if d < least && d < longest && d <= max(1, longest/3) {
+		most := max(1, longest/3)
+		if len(a)-len(b) > most || len(b)-len(a) > most {
+			continue
+		}
+		rows = append(rows[:0], make([]int, 3*(len(b)+1))...)
+		if d := distance(a, b, rows); d < least && d < longest && d <= most {
 			best, least = k, d
 		}
 	}
 	return best
 }
 
-// fold makes names that differ only in case or in their dashes equal.
-func fold(s string) []rune {
-	return []rune(strings.ReplaceAll(strings.ToLower(s), "-", "_"))
+// fold appends s to to, so that names which differ only in case or in their
+// dashes are equal.
+func fold(to []rune, s string) []rune {
+	for _, r := range s {
+		if r == '-' {
+			r = '_'
+		}
+		to = append(to, unicode.ToLower(r))
+	}
+	return to
 }
 
 // distance counts the letters to insert, delete, change or swap with their
-// neighbour to get from a to b.
-func distance(a, b []rune) int {
-	before, prev, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
+// neighbour to get from a to b. rows is room for three times len(b)+1 numbers.
+func distance(a, b []rune, rows []int) int {
+	w := len(b) + 1
+	before, prev, row := rows[:w], rows[w:2*w], rows[2*w:3*w]
 	for j := range prev {
 		prev[j] = j
 	}

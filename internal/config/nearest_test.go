@@ -32,10 +32,10 @@ func TestDistance(t *testing.T) {
 		{"", "", 0}, {"a", "", 1}, {"", "abc", 3}, {"abc", "abc", 0}, {"abc", "acb", 1}, {"abcd", "badc", 2},
 		{"kitten", "sitting", 3}, {"ca", "abc", 3}, {"größe", "grosse", 3},
 	} {
-		if got := distance([]rune(c.a), []rune(c.b)); got != c.want {
+		if got := distance([]rune(c.a), []rune(c.b), make([]int, 60)); got != c.want {
 			t.Errorf("distance of %q and %q is %d, want %d", c.a, c.b, got, c.want)
 		}
-		if got := distance([]rune(c.b), []rune(c.a)); got != c.want {
+		if got := distance([]rune(c.b), []rune(c.a), make([]int, 60)); got != c.want {
 			t.Errorf("distance of %q and %q is %d, want %d", c.b, c.a, got, c.want)
 		}
 	}

@@ -41,6 +41,9 @@ func unquoteKey(raw string) string {
 	if raw[0] != '"' && raw[0] != '\'' {
 		return raw
 	}
+	if raw[0] == '\'' || !strings.Contains(raw, `\`) {
+		return raw[1 : len(raw)-1]
+	}
 	root, _, text := parseTOML("k = " + raw)
 	if s, ok := root["k"].(string); ok && text == "" {
 		return s

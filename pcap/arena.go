@@ -1,7 +1,10 @@
 package pcap
 
 import (
+	"errors"
 	"fmt"
+	"runtime"
+	"syscall"
 
 	"penstock/internal/wire"
 	"penstock/pipeline"
@@ -20,11 +23,23 @@ const (
 const _ = uint(FrameSize - Headroom - wire.EthernetLen - MaxPacket)
 
 // NewArena returns packet memory for captures: frames that hold any packet,
-// framesPerPool of them for each of the pools. What of a frame is never used
-// costs address space only.
+// framesPerPool of them for each of the pools. It is mapped, so what of a frame
+// is never used costs address space only, and unmapped some time after the last
+// of its packets is gone.
 func NewArena(pools, framesPerPool int) (*pipeline.Arena, error) {
 	if pools < 1 || framesPerPool < 1 {
 		return nil, fmt.Errorf("make arena: %d pools of %d frames", pools, framesPerPool)
 	}
-	return pipeline.NewArena(make([]byte, pools*framesPerPool*FrameSize), FrameSize, Headroom, pools)
+	mem, err := syscall.Mmap(-1, 0, pools*framesPerPool*FrameSize, syscall.PROT_READ|syscall.PROT_WRITE,
+		syscall.MAP_ANON|syscall.MAP_PRIVATE|syscall.MAP_NORESERVE)
+	if err != nil {
+		return nil, fmt.Errorf("map packet memory: %w", err)
+	}
+	arena, err := pipeline.NewArena(mem, FrameSize, Headroom, pools)
+	if err != nil {
+		return nil, errors.Join(err, syscall.Munmap(mem))
+	}
+	// All packets are one allocation: a pointer to any keeps the memory.
+	runtime.AddCleanup(arena.At(0), func(mem []byte) { _ = syscall.Munmap(mem) }, mem)
+	return arena, nil
 }

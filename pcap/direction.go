@@ -15,16 +15,24 @@ const (
 	serverPort pipeline.PortID = 1
 )
 
-// defaultFlows is how many flows are remembered at a time.
-const defaultFlows = 1 << 16
+const (
+	defaultFlows = 1 << 16 // remembered at a time
+	firstFlows   = 1 << 10 // places that a table has at first
+)
 
 // directions remembers which end of a flow is the client. It is bounded: the
 // flow that was not seen for the longest time makes room for a new one.
 type directions struct {
-	flows *flowtab.Table[client] // by canonical flow
-	pairs *flowtab.Table[client] // by canonical pair of addresses, for packets without a flow
-	seen  uint64                 // flows, each counted once while it is remembered
-	now   int64                  // counts packets: only the order matters
+	flows memory // by canonical flow
+	pairs memory // by canonical pair of addresses, for packets without a flow
+	seen  uint64 // flows, each counted once while it is remembered
+	now   int64  // counts packets: only the order matters
+}
+
+// memory is a table that begins small and grows up to its limit.
+type memory struct {
+	*flowtab.Table[client]
+	limit int
 }
 
 // client says which end of a canonical flow is the client.
@@ -34,7 +42,11 @@ func newDirections(flows int) *directions {
 	if flows <= 0 {
 		flows = defaultFlows
 	}
-	return &directions{flows: flowtab.New[client](flows), pairs: flowtab.New[client](max(flows/4, 1))}
+	return &directions{flows: newMemory(flows), pairs: newMemory(max(flows/4, 1))}
+}
+
+func newMemory(limit int) memory {
+	return memory{flowtab.New[client](min(limit, firstFlows)), limit}
 }
 
 // port returns the port that p came in by. p is parsed.
@@ -45,15 +57,15 @@ func (d *directions) port(p *pipeline.Packet) pipeline.PortID {
 	}
 	if !p.HasFlow {
 		pair, reversed := addressPair(p).Canonical()
-		c, _ := d.remember(d.pairs, pair, reversed)
+		c, _ := d.pairs.remember(d.now, pair, reversed)
 		return c.side(reversed)
 	}
 	flow, reversed := p.Flow.Canonical()
-	c, isNew := d.remember(d.flows, flow, reversed != isSYNACK(p))
+	c, isNew := d.flows.remember(d.now, flow, reversed != isSYNACK(p))
 	if isNew {
 		d.seen++
 		pair, pairReversed := addressPair(p).Canonical()
-		d.remember(d.pairs, pair, pairReversed != isSYNACK(p))
+		d.pairs.remember(d.now, pair, pairReversed != isSYNACK(p))
 	}
 	if to, ok := d.errorPort(p); ok {
 		return to
@@ -80,16 +92,36 @@ func (d *directions) errorPort(p *pipeline.Packet) (pipeline.PortID, bool) {
 }
 
 // remember returns the entry of key, and makes one if there is none.
-func (d *directions) remember(t *flowtab.Table[client], key wire.Flow, clientReversed bool) (c *client, isNew bool) {
-	if c, ok := t.Get(key, d.now); ok {
+func (m *memory) remember(now int64, key wire.Flow, clientReversed bool) (c *client, isNew bool) {
+	if c, ok := m.Get(key, now); ok {
 		return c, false
 	}
-	if t.Len() == t.Cap() {
-		t.EvictOldest(nil)
+	if m.Len() == m.Cap() {
+		m.makeRoom()
 	}
-	c, _ = t.Insert(key, d.now)
+	c, _ = m.Insert(key, now)
 	c.reversed = clientReversed
 	return c, true
+}
+
+// makeRoom doubles the table, or at the limit forgets the oldest entry.
+func (m *memory) makeRoom() {
+	if m.Cap() >= m.limit {
+		m.EvictOldest(nil)
+		return
+	}
+	old := m.Table
+	m.Table = flowtab.New[client](min(2*old.Cap(), m.limit))
+	for {
+		key, c, seen, ok := old.Oldest()
+		if !ok {
+			return
+		}
+		if to, ok := m.Insert(key, seen); ok {
+			*to = *c
+		}
+		old.Delete(key)
+	}
 }
 
 // side returns the port on the sender's side.

@@ -3,6 +3,7 @@ package pcap_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"testing"
 	"time"
@@ -99,31 +100,38 @@ func TestDirections(t *testing.T) {
 }
 
 // TestDirectionsAreBounded has more flows than are remembered: the newest are,
-// the others are flows again.
+// the others are flows again. The memory grows up to its limit on the way.
 func TestDirectionsAreBounded(t *testing.T) {
+	const n, limit = 6000, 5000
+	addr := func(i int) string { return fmt.Sprintf("10.0.0.1:%d", 1000+i) }
 	var frames [][]byte
-	addr := func(i int) string { return "10.0.0.1:" + string(rune('1'+i%9)) + "00" + string(rune('0'+i/9)) }
-	const n = 40
 	for i := range n {
 		frames = append(frames, pt.UDP(addr(i), "10.0.0.2:80"))
 	}
-	frames = append(frames, pt.UDP("10.0.0.2:80", addr(n-1)), pt.UDP("10.0.0.2:80", addr(0)))
+	for _, i := range []int{n - 1, n - limit, n - limit - 1, 0} {
+		frames = append(frames, pt.UDP("10.0.0.2:80", addr(i)))
+	}
 	r, err := pcap.NewReader("in", bytes.NewReader(pt.Capture(1, frames...)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	arena, err := pcap.NewArena(1, 64)
+	arena, err := pcap.NewArena(1, n+4)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := pcap.NewFeed(pcap.FeedOptions{Reader: r, Pool: arena.Pool(0), Flows: 8})
-	batch := pipeline.NewBatch(64)
-	if got, err := f.Ports(0)[0].Receive(batch); got != n+2 || err != nil {
+	f := pcap.NewFeed(pcap.FeedOptions{Reader: r, Pool: arena.Pool(0), Flows: limit})
+	batch := pipeline.NewBatch(n + 4)
+	if got, err := f.Ports(0)[0].Receive(batch); got != n+4 || err != nil {
 		t.Fatal(got, err)
 	}
 	last := batch.All()[n:]
-	if last[0].In != 1 || last[1].In != 0 || f.Flows() != n+1 {
-		t.Errorf("ports %d and %d, %d flows; want 1, 0, %d", last[0].In, last[1].In, f.Flows(), n+1)
+	for i, want := range []pipeline.PortID{1, 1, 0, 0} {
+		if last[i].In != want {
+			t.Errorf("reply %d came by port %d, want %d", i+1, last[i].In, want)
+		}
+	}
+	if f.Flows() != n+2 {
+		t.Errorf("%d flows, want %d", f.Flows(), n+2)
 	}
 }
 

@@ -70,8 +70,8 @@ func (s *Steerer) Attach(port int) (Mode, error) {
 
 // Fallback returns why a port is attached in generic mode though native was tried, or nil.
 func (s *Steerer) Fallback(port int) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	return s.ports[port].why
 }
 

@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 
@@ -43,6 +44,11 @@ type Counter struct {
 
 // Counters returns all counters that are not zero, by port, reason and verdict.
 func (s *Steerer) Counters() ([]Counter, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return nil, fmt.Errorf("read counters: %w", os.ErrClosed)
+	}
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return nil, fmt.Errorf("read counters: %w", err)

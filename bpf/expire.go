@@ -104,6 +104,8 @@ func (t *Timeouts) longest(proto uint8) time.Duration {
 //
 // A SYN that arrives just between the removal of the two directions may leave one of them behind; the SYN's repetition mends that.
 func (s *Steerer) Expire(now time.Duration, t Timeouts) (removed int, err error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	t = t.withDefaults()
 	var failed error
 	err = s.eachFlow(func(k *steerFlowKey, v *steerFlow) bool {

@@ -75,8 +75,8 @@ func (s *Steerer) CheckPeers() error {
 	if s.opts.Default != DefaultBridge {
 		return nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	var errs []error
 	for i := range s.ports {
 		if s.ports[i].link == nil || s.ports[i].mode != ModeNative {

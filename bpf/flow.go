@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -73,9 +74,11 @@ func fmix32(h uint32) uint32 {
 	return h
 }
 
-// Flows calls fn for every entry (two a flow) until it returns false. While packets arrive the view is not one moment's: a flow
+// Flows calls fn for every entry (two a flow) until it returns false; fn must not call the Steerer. While packets arrive the view is not one moment's: a flow
 // that begins or ends meanwhile may be missing or half there, and if the map is changed heavily an entry may come twice.
 func (s *Steerer) Flows(fn func(FlowEntry) bool) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	err := s.eachFlow(func(k *steerFlowKey, v *steerFlow) bool { return fn(entryOf(k, v)) })
 	if err != nil {
 		return fmt.Errorf("read flows: %w", err)
@@ -86,7 +89,11 @@ func (s *Steerer) Flows(fn func(FlowEntry) bool) error {
 // flowBatch is how many entries one system call reads.
 const flowBatch = 4096
 
+// eachFlow wants s.mu held.
 func (s *Steerer) eachFlow(fn func(*steerFlowKey, *steerFlow) bool) error {
+	if s.closed {
+		return os.ErrClosed
+	}
 	var cursor ebpf.MapBatchCursor
 	keys, values := make([]steerFlowKey, flowBatch), make([]steerFlow, flowBatch)
 	for {

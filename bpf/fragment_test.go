@@ -53,6 +53,7 @@ func TestFragments(t *testing.T) {
 		return append(append(append([]byte(nil), p[:12]...), 0x81, 0, 0, id), p[12:]...)
 	}
 	toChain := []Rule{{From: -1, Action: ToChain, Chain: 7}}
+	rigs := map[Midstream]*rig{}
 	for _, c := range []struct {
 		name  string
 		rules []Rule
@@ -146,8 +147,16 @@ func TestFragments(t *testing.T) {
 			{frag4(t, 1, 65504, false, isUDP, tail[:12]), length},     //
 		}},
 	} {
+		if rigs[c.mid] == nil {
+			rigs[c.mid] = newRig(t, func(o *Options) { o.Midstream = c.mid })
+		}
 		t.Run(c.name, func(t *testing.T) {
-			r := newRig(t, func(o *Options) { o.Rules, o.Midstream = c.rules, c.mid })
+			r := rigs[c.mid]
+			r.t = t
+			r.forget()
+			if err := r.SetRules(c.rules); err != nil {
+				t.Fatal(err)
+			}
 			var first outcome
 			for i, s := range c.steps {
 				o := r.run(0, s.packet)

@@ -188,7 +188,7 @@ func mutate(rnd *rand.Rand, packet []byte) []byte {
 }
 
 func TestSameAsUserSpace(t *testing.T) {
-	n := 12000
+	n := 5000
 	if testing.Short() {
 		n = 1000
 	}

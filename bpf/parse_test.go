@@ -276,28 +276,6 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// forget empties the flow table and the fragments.
-func (r *rig) forget() {
-	r.t.Helper()
-	for k := range r.entries() {
-		raw := k.raw()
-		if err := r.flows.Delete(&raw); err != nil {
-			r.t.Fatal(err)
-		}
-	}
-	var keys []steerFragmentKey
-	var k steerFragmentKey
-	var v steerFragment
-	for it := r.frags.Iterate(); it.Next(&k, &v); {
-		keys = append(keys, k)
-	}
-	for i := range keys {
-		if err := r.frags.Delete(&keys[i]); err != nil {
-			r.t.Fatal(err)
-		}
-	}
-}
-
 // Cut anywhere, no packet reaches a socket, except where what is cut off is not part of the IP packet.
 func TestTruncationAtEveryLength(t *testing.T) {
 	quote := func() []byte { // an ICMP error

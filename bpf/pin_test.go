@@ -365,7 +365,7 @@ func TestEnsureBPFFS(t *testing.T) {
 }
 
 func TestPinRootMustBeBPFFS(t *testing.T) {
-	ns, ports := twoPorts(t)
+	ns, ports := twoPorts(t, labtest.NewForTest(t))
 	err := ns.Do(func() error {
 		_, err := Load(Options{Name: "x", Ports: ports, MaxFlows: 16, PinRoot: t.TempDir()})
 		return err

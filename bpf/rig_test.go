@@ -2,6 +2,8 @@ package bpf
 
 import (
 	"bytes"
+	"fmt"
+	"os"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -37,9 +39,8 @@ type fate struct {
 func (o outcome) fate() fate { return fate{o.verdict, o.reason.String()} }
 
 // twoPorts makes a namespace with two interfaces to be ports "lan" and "wan" (a veth pair: to itself, but nothing is sent).
-func twoPorts(t testing.TB) (*lab.NS, []Port) {
+func twoPorts(t testing.TB, l *lab.Lab) (*lab.NS, []Port) {
 	t.Helper()
-	l := labtest.NewForTest(t)
 	ns, err := l.NS("steer")
 	if err != nil {
 		t.Fatal(err)
@@ -56,27 +57,97 @@ func twoPorts(t testing.TB) (*lab.NS, []Port) {
 	return ns, ports
 }
 
-// newRig loads a program for two ports, each with a socket on queue 0; change edits the options first.
+// Most tests share their programs, since loading one takes the verifier a tenth of a second: one rig for each set of options, emptied
+// in between. Tests run one after the other.
+var shared struct {
+	lab   *lab.Lab
+	ns    *lab.NS
+	ports []Port
+	rigs  map[rigOptions]*Steerer
+}
+
+// rigOptions are the options that are compiled into a program.
+type rigOptions struct {
+	Default   Default
+	Midstream Midstream
+	OnExit    OnExit
+	Malformed Malformed
+	MaxFlows  uint32
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	for _, s := range shared.rigs {
+		s.Close()
+	}
+	if shared.lab != nil {
+		if err := shared.lab.Close(); err != nil && code == 0 {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// newRig returns a program for two ports, each with a socket on queue 0, empty tables and counters that may not be zero; change edits
+// the options. The test must leave it in working order (ownRig need not be).
 func newRig(t testing.TB, change func(*Options)) *rig {
 	t.Helper()
-	ns, ports := twoPorts(t)
+	labtest.NeedRoot(t)
+	if shared.lab == nil {
+		l, err := lab.New("bpf-rigs")
+		if err != nil {
+			t.Fatal(err)
+		}
+		shared.lab, shared.rigs = l, map[rigOptions]*Steerer{}
+		shared.ns, shared.ports = twoPorts(t, l)
+	}
+	o := Options{Name: "rig", Ports: shared.ports, MaxFlows: 1024}
+	if change != nil {
+		change(&o)
+	}
+	key := rigOptions{o.Default, o.Midstream, o.OnExit, o.Malformed, o.MaxFlows}
+	r := &rig{Steerer: shared.rigs[key], t: t}
+	if r.Steerer == nil {
+		r.Steerer = loadIn(t, shared.ns, o)
+		shared.rigs[key] = r.Steerer
+	}
+	r.forget()
+	if err := r.SetRules(o.Rules); err != nil {
+		t.Fatal(err)
+	}
+	for port := range o.Ports {
+		r.listen(port)
+	}
+	return r
+}
+
+// ownRig is a newRig that no other test uses.
+func ownRig(t testing.TB, change func(*Options)) *rig {
+	t.Helper()
+	ns, ports := twoPorts(t, labtest.NewForTest(t))
 	o := Options{Name: "rig", Ports: ports, MaxFlows: 1024}
 	if change != nil {
 		change(&o)
 	}
-	r := &rig{t: t}
-	err := ns.Do(func() (err error) {
-		r.Steerer, err = Load(o)
-		return err
-	})
-	if err != nil {
-		t.Fatalf("%+v", err)
-	}
+	r := &rig{Steerer: loadIn(t, ns, o), t: t}
 	t.Cleanup(func() { r.Close() })
 	for port := range ports {
 		r.listen(port)
 	}
 	return r
+}
+
+func loadIn(t testing.TB, ns *lab.NS, o Options) (s *Steerer) {
+	t.Helper()
+	err := ns.Do(func() (err error) {
+		s, err = Load(o)
+		return err
+	})
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	return s
 }
 
 // listen puts a socket, bound to nothing, on queue 0 of a port.
@@ -169,4 +240,26 @@ func (r *rig) entries() map[FlowKey]FlowEntry {
 		r.t.Fatal(err)
 	}
 	return m
+}
+
+// forget empties the flow table and the fragments.
+func (r *rig) forget() {
+	r.t.Helper()
+	for k := range r.entries() {
+		raw := k.raw()
+		if err := r.flows.Delete(&raw); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	var keys []steerFragmentKey
+	var k steerFragmentKey
+	var v steerFragment
+	for it := r.frags.Iterate(); it.Next(&k, &v); {
+		keys = append(keys, k)
+	}
+	for i := range keys {
+		if err := r.frags.Delete(&keys[i]); err != nil {
+			r.t.Fatal(err)
+		}
+	}
 }

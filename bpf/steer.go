@@ -81,11 +81,12 @@ type Options struct {
 	PinRoot string
 }
 
-// Steerer is the loaded program, one copy a port, with its maps. Methods may be called from any goroutine.
+// Steerer is the loaded program, one copy a port, with its maps. Methods may be called from any goroutine; after Close or Leave they
+// return an error that wraps os.ErrClosed.
 type Steerer struct {
 	opts Options
 
-	mu       sync.Mutex // guards the four below
+	mu       sync.RWMutex // guards what follows; the maps, which do their own locking, against being closed while in use
 	ports    []attachment
 	active   uint32 // which of the two lists in rules counts
 	closed   bool
@@ -260,6 +261,11 @@ func (s *Steerer) SetSocket(port, queue, fd int) error {
 	if port < 0 || port >= len(s.opts.Ports) || queue < 0 || queue >= MaxQueues {
 		return fmt.Errorf("set socket: want port 0 to %d and queue 0 to %d, got port %d, queue %d",
 			len(s.opts.Ports)-1, MaxQueues-1, port, queue)
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return fmt.Errorf("set socket: %w", os.ErrClosed)
 	}
 	at := uint32(port*MaxQueues + queue)
 	var err error

@@ -2,6 +2,12 @@ package bpf
 
 import (
 	"testing"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"penstock/internal/lab"
+	"penstock/internal/lab/labtest"
 )
 
 // all sends everything to chain 7.
@@ -47,6 +53,54 @@ func TestFlowOfOneConnection(t *testing.T) {
 		}
 		if e.Reply == other.Reply || e.Start != other.Start {
 			t.Errorf("directions disagree: %+v, %+v", e, other)
+		}
+	}
+}
+
+// xdpContext is struct xdp_md (linux/bpf.h), the context of a test run.
+type xdpContext struct {
+	Data, DataEnd, DataMeta, IngressIfindex, RxQueueIndex, EgressIfindex uint32
+}
+
+// The queue a packet arrives on decides which socket it goes to.
+func TestQueueDecidesTheSocket(t *testing.T) {
+	l := labtest.NewForTest(t)
+	ns, err := l.NS("queues")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Veth(lab.End{NS: ns, Name: "eth1", NoIPv6: true}, lab.End{NS: ns, Name: "eth2", NoIPv6: true}, lab.VethOptions{Queues: 3}); err != nil {
+		t.Fatal(err)
+	}
+	index, err := ns.LinkIndex("eth1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{t: t}
+	if r.Steerer, err = Load(Options{Name: "queues", Ports: []Port{{Name: "lan", Ifindex: index}}, Default: DefaultPass, Rules: all, MaxFlows: 16}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	fd, err := unix.Socket(unix.AF_XDP, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := r.SetSocket(0, 1, fd); err != nil {
+		t.Fatal(err)
+	}
+	for queue, want := range []uint32{2, 4, 2} { // XDP_PASS, XDP_REDIRECT
+		packet := tcp4(t, "S", 0)
+		var got uint32
+		err := ns.Do(func() (err error) {
+			got, err = r.ports[0].prog.Run(&ebpf.RunOptions{
+				Data: packet, DataOut: make([]byte, 256),
+				Context: &xdpContext{DataEnd: uint32(len(packet)), IngressIfindex: uint32(index), RxQueueIndex: uint32(queue)},
+			})
+			return err
+		})
+		if err != nil || got != want {
+			t.Errorf("queue %d: action %d, %v; want %d", queue, got, err, want)
 		}
 	}
 }

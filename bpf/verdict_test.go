@@ -81,8 +81,8 @@ func TestDefaultAction(t *testing.T) {
 		"midstream":  tcp4(t, "A", 0),
 		"tcp_offset": changed(tcp4(t, "S", 0), 46, 0),
 	}
-	pass := newRig(t, func(o *Options) { o.Default = DefaultPass; o.Ports = o.Ports[:2] })
-	bridge := newRig(t, nil)
+	pass := newRig(t, func(o *Options) { o.Default = DefaultPass })
+	bridge := ownRig(t, nil)
 	for reason, packet := range packets {
 		for port := range 2 {
 			if got, want := pass.run(port, packet).fate(), (fate{VerdictPass, reason}); got != want {
@@ -271,7 +271,7 @@ func TestSYNReopensAFlow(t *testing.T) {
 
 // A driver without room for metadata: the packet goes to the socket all the same. The kernel's helper is replaced by its refusal.
 func TestNoMetadata(t *testing.T) {
-	r := newRig(t, func(o *Options) { o.Rules = all })
+	r := ownRig(t, func(o *Options) { o.Rules = all })
 	spec, err := loadSteer()
 	if err != nil {
 		t.Fatal(err)

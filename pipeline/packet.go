@@ -140,5 +140,5 @@ func (p *Packet) Consume() { p.verdict = Consume }
 func (p *Packet) reset(headroom int) {
 	p.verdict, p.reason, p.stage = verdictNone, ReasonNone, 0
 	p.In, p.Out, p.Chain, p.HasFlow, p.Hash = NoPort, NoPort, NoChain, false, 0
-	p.off, p.len, p.Wire = int32(headroom), 0, 0
+	p.off, p.len, p.Wire, p.Time = int32(headroom), 0, 0, 0
 }

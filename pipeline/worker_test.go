@@ -431,6 +431,28 @@ func BenchmarkTurn(b *testing.B) {
 	}
 }
 
+// TestTimeIsFresh: a frame that is used again must not bring its old time.
+func TestTimeIsFresh(t *testing.T) {
+	var times []int64
+	b := newBench(t, 1, stageFunc(func(b *Batch) {
+		for p := range b.Live() {
+			times = append(times, p.Time)
+			p.Consume()
+		}
+	}))
+	b.o.Default = 0
+	now := int64(1000)
+	b.clock = func() int64 { return now }
+	for range 3 {
+		b.lan.Inject(udp(1, 1))
+		b.turn(t)
+		now += 1000
+	}
+	if len(times) != 3 || times[0] != 1000 || times[1] != 2000 || times[2] != 3000 {
+		t.Errorf("packet times %v", times)
+	}
+}
+
 func TestDoubleFreeIsCounted(t *testing.T) {
 	a, _ := NewArena(make([]byte, 8*256), 256, 0, 1)
 	p := a.Pool(0).Get()

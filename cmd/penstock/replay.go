@@ -90,9 +90,10 @@ func chooseChain(cfg *config.Config, name string) (*config.Chain, error) {
 	return &cfg.Chains[0], nil
 }
 
-// openReplayRecords opens the sinks of a configuration.
+// openReplayRecords opens the sinks of a configuration. A replay waits for a
+// slow one: it loses no event.
 func openReplayRecords(cfg *config.Config) (*record.Recorder, error) {
-	return record.Open(recordSpecs(cfg), slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	return record.OpenWith(recordSpecs(cfg), slog.New(slog.NewTextHandler(os.Stderr, nil)), record.Options{Wait: true})
 }
 
 func recordSpecs(cfg *config.Config) (specs []record.Spec) {

@@ -61,7 +61,7 @@ func (a *appliance) Status() control.Status {
 		}
 	}
 	for _, r := range a.record.Stats() {
-		s.Records = append(s.Records, control.Record{To: r.To, Written: r.Written, Dropped: r.Dropped})
+		s.Records = append(s.Records, control.Record{To: r.To, Written: r.Written, Dropped: r.Dropped, Failed: r.Failed, Queued: r.Queued, Error: r.Error})
 	}
 	return s
 }

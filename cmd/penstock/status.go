@@ -163,7 +163,10 @@ func printStatus(out io.Writer, s control.Status) {
 	fmt.Fprintf(out, "frames: %d = %d free + %d in the kernel + %d in hand, of %d bytes\n", f.Total, f.Free, f.InFlight, f.Total-f.Free-f.InFlight, f.Size)
 	fmt.Fprintf(out, "flows: %d steered (of at most %d), %d terminated\n", s.Flows.Steered, s.Flows.Limit, s.Flows.Terminated)
 	for _, r := range s.Records {
-		fmt.Fprintf(out, "records to %s: %d written, %d dropped\n", r.To, r.Written, r.Dropped)
+		fmt.Fprintf(out, "records to %s: %d written, %d dropped, %d failed, %d queued\n", r.To, r.Written, r.Dropped, r.Failed, r.Queued)
+		if r.Error != "" {
+			fmt.Fprintf(out, "  last error: %s\n", r.Error)
+		}
 	}
 }
 

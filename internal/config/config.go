@@ -41,7 +41,6 @@ type Appliance struct {
 	Midstream      string         `toml:"midstream" values:"bypass|inspect|drop" help:"what happens to TCP flows whose beginning nobody saw"`
 	Malformed      string         `toml:"malformed" values:"forward|drop" help:"what happens to packets whose headers cannot be parsed"`
 	MaxFlows       int            `toml:"max_flows" min:"64" max:"16777216" help:"flows that are tracked at once; more are not steered"`
-	Workers        int            `toml:"workers" min:"0" max:"256" help:"worker threads; 0: one for each queue"`
 	Pins           string         `toml:"pins" help:"directory on a BPF file system where maps and links outlive the process; \"\" pins nothing"`
 	FrameSize      units.Size     `toml:"frame_size" help:"packet memory for one frame: 2KiB carries an MTU of 1500 bytes, 4KiB one of 3500"`
 	FramesPerQueue int            `toml:"frames_per_queue" min:"64" max:"1048576" help:"frames for each queue of each port"`
@@ -77,7 +76,6 @@ func defaultAppliance(name string) Appliance {
 		Midstream:      MidstreamBypass,
 		Malformed:      MalformedForward,
 		MaxFlows:       65536,
-		Workers:        0,
 		Pins:           "/sys/fs/bpf/" + name,
 		FrameSize:      2 << 10,
 		FramesPerQueue: 8192,

@@ -33,7 +33,7 @@ var words = map[string]string{
 	"midstream.drop":    "TCP flows whose beginning nobody saw are dropped",
 	"malformed.forward": "packets that cannot be parsed go to the other port",
 	"malformed.drop":    "packets that cannot be parsed are dropped",
-	"offload.auto":      "a flow leaves user space when no stage wants it",
+	"offload.auto":      "a flow leaves user space when no stage wants it (not built yet: it stays)",
 	"offload.never":     "flows stay in user space",
 }
 
@@ -44,10 +44,6 @@ func (c *Config) explainAppliance(b *strings.Builder) {
 		names[i] = p.Name
 	}
 	fmt.Fprintf(b, "%s: appliance %q, a %s between %s\n", c.File, a.Name, a.Mode, strings.Join(names, " and "))
-	workers := "one for each queue"
-	if a.Workers > 0 {
-		workers = strconv.Itoa(a.Workers)
-	}
 	rows := table{
 		{"on_exit", a.OnExit + ": " + words["on_exit."+a.OnExit]},
 		{"midstream", a.Midstream + ": " + words["midstream."+a.Midstream]},
@@ -55,7 +51,6 @@ func (c *Config) explainAppliance(b *strings.Builder) {
 		{"control", orNone(a.Control)},
 		{"metrics", orNone(a.Metrics)},
 		{"pins", orNone(a.Pins)},
-		{"workers", workers},
 		{"memory", fmt.Sprintf("%d frames of %v for each queue (%v), rings of %d", a.FramesPerQueue, a.FrameSize, units.Size(a.FramesPerQueue)*a.FrameSize, a.RingSize)},
 		{"max_flows", strconv.Itoa(a.MaxFlows)},
 		{"drain_timeout", a.DrainTimeout.String()},

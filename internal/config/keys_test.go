@@ -119,7 +119,7 @@ const ports = "[[port]]\nname = \"lan\"\ninterface = \"eth1\"\n[[port]]\nname = 
 func TestDefaultsAreStated(t *testing.T) {
 	want := map[string]string{
 		"port.queues": `"all"`, "port.xdp": `"auto"`, "port.zero_copy": `"auto"`, "steer.proto": `"any"`,
-		"chain.offload": `"auto"`, "record.events": `["all"]`, "appliance.frame_size": `"2KiB"`, "appliance.workers": "0",
+		"chain.offload": `"auto"`, "record.events": `["all"]`, "appliance.frame_size": `"2KiB"`,
 		"appliance.drain_timeout": `"10s"`, "appliance.mode": `"bridge"`,
 	}
 	got := map[string]string{}

@@ -130,6 +130,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for _, r := range s.Records {
 		counter(descRecords, r.Written, r.To, "written")
 		counter(descRecords, r.Dropped, r.To, "dropped")
+		counter(descRecords, r.Failed, r.To, "failed")
 	}
 }
 

@@ -24,8 +24,8 @@ type Server struct {
 // Serve listens on the unix socket at path and the TCP address metrics; "" of
 // either turns it off. A socket that a dead process left is replaced; one that
 // answers is an error.
-func Serve(path, metrics string, src Source) (s *Server, err error) {
-	s = &Server{}
+func Serve(path, metrics string, src Source) (_ *Server, err error) {
+	s := &Server{}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -70,6 +70,14 @@ func (s *Server) Close() error {
 	var err error
 	for _, srv := range s.servers {
 		err = errors.Join(err, srv.Close())
+	}
+	// A server that has not begun to serve yet does not know its listener.
+	for _, l := range []net.Listener{s.socket, s.metrics} {
+		if l != nil {
+			if cerr := l.Close(); !errors.Is(cerr, net.ErrClosed) {
+				err = errors.Join(err, cerr)
+			}
+		}
 	}
 	return err
 }

@@ -91,6 +91,9 @@ type Record struct {
 	To      string `json:"to"`
 	Written uint64 `json:"written"`
 	Dropped uint64 `json:"dropped"` // the sink could not follow
+	Failed  uint64 `json:"failed"`  // could not be encoded or written
+	Queued  uint64 `json:"queued"`
+	Error   string `json:"error,omitempty"` // the last one
 }
 
 // Flow is one live flow.

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"penstock/pcap"
+)
+
+// invoke runs the command line and returns what a shell would see.
+func invoke(t *testing.T, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	oldOut, oldErr := os.Stdout, os.Stderr
+	defer func() { os.Stdout, os.Stderr = oldOut, oldErr }()
+	capture := func(f **os.File) func() string {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		*f = w
+		done := make(chan string)
+		go func() {
+			b, _ := io.ReadAll(r)
+			done <- string(b)
+		}()
+		return func() string { w.Close(); return <-done }
+	}
+	out, errs := capture(&os.Stdout), capture(&os.Stderr)
+	status = dispatch(args, os.Stderr)
+	return status, out(), errs()
+}
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "test.toml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+const head = `
+[[port]]
+name = "lan"
+interface = "eth1"
+[[port]]
+name = "wan"
+interface = "eth2"
+[[steer]]
+to = "a"
+[[chain]]
+name = "a"
+`
+
+func TestExitStatus(t *testing.T) {
+	good := write(t, head)
+	bad := write(t, head+"nmae = 1\n[appliance]\nmode = \"switch\"\n")
+	for _, row := range []struct {
+		name   string
+		args   []string
+		status int
+		out    []string // in stdout
+		err    []string // in stderr
+	}{
+		{"nothing", nil, 2, nil, []string{"usage:"}},
+		{"help", []string{"help"}, 0, []string{"usage:", "replay"}, nil},
+		{"unknown command", []string{"rum"}, 2, nil, []string{`unknown command "rum"`}},
+		{"unknown flag", []string{"check", "--loud", good}, 2, nil, []string{"--loud", "loud"}[1:]},
+		{"flag help", []string{"replay", "-h"}, 0, []string{"--in A.pcap", "accept-bad-checksums"}, nil},
+		{"check without file", []string{"check"}, 2, nil, []string{"want a configuration file"}},
+		{"check", []string{"check", good}, 0, []string{"chain a"}, nil},
+		{"check, every problem", []string{"check", bad}, 2, nil, []string{":12:", "nmae", ":14:", `"switch"`}},
+		{"check, missing file", []string{"check", good + "x"}, 2, nil, []string{"no such file"}},
+		{"check several", []string{"check", good, bad}, 2, []string{"chain a"}, []string{"switch"}},
+		{"stages", []string{"stages"}, 0, []string{"acl", "http", "tcp"}, nil},
+		{"stages acl", []string{"stages", "acl"}, 0, []string{"# acl", "## Configuration"}, nil},
+		{"stages unknown", []string{"stages", "alc"}, 2, nil, []string{`did you mean "acl"?`}},
+		{"status, nobody there", []string{"status", "--control", "/nonexistent/socket"}, 1, nil, []string{"is an appliance running"}},
+		{"status, argument", []string{"status", "now"}, 2, nil, []string{"want no arguments"}},
+		{"run without file", []string{"run"}, 2, nil, []string{"want one configuration file"}},
+		{"run, level", []string{"run", "--log-level", "loud", good}, 2, nil, []string{"want debug, info, warn or error"}},
+		{"run, bad config", []string{"run", bad}, 2, nil, []string{"switch"}},
+		{"replay without in", []string{"replay", good}, 2, nil, []string{"--in is missing"}},
+		{"replay, missing capture", []string{"replay", "--in", "/nonexistent/x.pcap", good}, 1, nil, []string{"/nonexistent/x.pcap"}},
+		{"replay, speed", []string{"replay", "--in", "x", "--speed", "-1", good}, 2, nil, []string{"--speed"}},
+		{"replay, chain", []string{"replay", "--in", "x", "--chain", "b", good}, 2, nil, []string{`no chain "b"`}},
+		{"version", []string{"version"}, 0, []string{"penstock"}, nil},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			status, out, errs := invoke(t, row.args...)
+			if status != row.status {
+				t.Errorf("status %d, want %d\n%s%s", status, row.status, out, errs)
+			}
+			for _, w := range row.out {
+				if !strings.Contains(out, w) {
+					t.Errorf("no %q on stdout: %q", w, out)
+				}
+			}
+			for _, w := range row.err {
+				if !strings.Contains(errs, w) {
+					t.Errorf("no %q on stderr: %q", w, errs)
+				}
+			}
+			if row.status == 0 && errs != "" {
+				t.Errorf("stderr: %q", errs)
+			}
+		})
+	}
+}
+
+// TestReplay replays a capture of the repository through a shipped
+// configuration and checks what the command prints.
+func TestReplay(t *testing.T) {
+	captures, err := filepath.Glob("../../pcap/testdata/*/*.pcap")
+	if more, _ := filepath.Glob("../../pcap/testdata/*.pcap"); err != nil || len(captures)+len(more) == 0 {
+		t.Fatalf("no captures: %v", err)
+	} else {
+		captures = append(captures, more...)
+	}
+	for _, capture := range captures {
+		out := filepath.Join(t.TempDir(), "out.pcapng")
+		args := []string{"replay", "--in", capture, "--out", out, "--json", "--accept-bad-checksums", "../../configs/packet-filter.toml"}
+		status, text, errs := invoke(t, args...)
+		var res pcap.Result
+		if err := json.Unmarshal([]byte(text), &res); err != nil {
+			t.Errorf("%s: status %d, %v: %q %q", capture, status, err, text, errs)
+			continue
+		}
+		sum := res.Forwarded + res.Consumed
+		for _, n := range res.Dropped {
+			sum += n
+		}
+		if sum != res.Packets {
+			t.Errorf("%s: packets disappeared: %+v", capture, res)
+		}
+		if status != 0 && (res.Error == "" || !strings.Contains(errs, "read capture")) {
+			t.Errorf("%s: status %d without a reason: %q", capture, status, errs)
+		}
+		first, err := os.ReadFile(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		invoke(t, args...)
+		if again, err := os.ReadFile(out); err != nil || !bytes.Equal(first, again) {
+			t.Errorf("%s: two replays differ (%d and %d bytes, %v)", capture, len(first), len(again), err)
+		}
+	}
+}
+
+func TestReplayOfATerminatingChain(t *testing.T) {
+	captures, _ := filepath.Glob("../../pcap/testdata/*.pcap")
+	more, _ := filepath.Glob("../../pcap/testdata/*/*.pcap")
+	captures = append(captures, more...)
+	status, _, errs := invoke(t, "replay", "--in", captures[0], "../../configs/demo.toml")
+	if status != 1 || !strings.Contains(errs, "terminates") || !strings.Contains(errs, "not built yet") {
+		t.Errorf("status %d: %q", status, errs)
+	}
+}

@@ -1,0 +1,171 @@
+package control
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"penstock/pipeline"
+)
+
+// source is an appliance that stands still.
+type source struct {
+	s     Status
+	flows []Flow
+	err   error
+}
+
+func (s *source) Status() Status         { return s.s }
+func (s *source) Flows() ([]Flow, error) { return s.flows, s.err }
+
+func example() *source {
+	return &source{
+		s: Status{
+			Name: "test", Version: "v1", Mode: "bridge", OnExit: "open",
+			Ports: []Port{{
+				Name: "lan", Interface: "eth1", XDP: "native", LinkUp: true,
+				Reasons: map[string]Count{"flow_known": {Packets: 5, Bytes: 500}},
+				Queues: []Queue{{
+					PortInfo:  pipeline.PortInfo{Name: "lan", Mode: "copy"},
+					PortStats: pipeline.PortStats{RxPackets: 7, InFlight: 3, Extra: map[string]uint64{"kicks": 2}},
+				}},
+			}},
+			Chains: []Chain{{Depth: "terminate", ChainStats: pipeline.ChainStats{
+				Name: "web", Packets: 7, Stages: []pipeline.StageStats{{Kind: "tcp", Consumed: 7, Counters: map[string]uint64{"dials": 1}}},
+			}}},
+			Totals:  pipeline.Totals{Packets: 9, Forwarded: 1, Consumed: 7, Dropped: map[string]uint64{"acl_denied": 1}},
+			Workers: []pipeline.WorkerStats{{Turns: 10, IdleTurns: 4}},
+			Records: []Record{{To: "stdout", Written: 3}},
+		},
+		flows: []Flow{{Client: "10.0.0.1:1", Server: "10.0.0.2:80", Proto: "tcp", Depth: "terminate"}},
+	}
+}
+
+func serve(t *testing.T, src Source) (path string, s *Server) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "dir", "control.sock")
+	s, err := Serve(path, "127.0.0.1:0", src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return path, s
+}
+
+func TestClient(t *testing.T) {
+	src := example()
+	path, _ := serve(t, src)
+	c := NewClient(path)
+	got, err := c.Status()
+	if err != nil || !reflect.DeepEqual(got, src.s) {
+		t.Errorf("status: %v\ngot  %+v\nwant %+v", err, got, src.s)
+	}
+	flows, err := c.Flows()
+	if err != nil || !reflect.DeepEqual(flows, src.flows) {
+		t.Errorf("flows: %+v, %v", flows, err)
+	}
+	src.flows, src.err = nil, io.ErrUnexpectedEOF
+	if _, err := c.Flows(); err == nil || !strings.Contains(err.Error(), "unexpected EOF") {
+		t.Errorf("an error of the appliance arrives as %v", err)
+	}
+	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o660 {
+		t.Errorf("mode of the socket: %v, %v", fi.Mode(), err)
+	}
+}
+
+func TestNobodyThere(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control.sock")
+	if _, err := NewClient(path).Status(); err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "is an appliance running") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestStaleSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.Close() // as a process that was killed leaves it
+	s, err := Serve(path, "", example())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Serve(path, "", example()); err == nil || !strings.Contains(err.Error(), "another penstock") {
+		t.Errorf("a socket that answers was taken over: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("the socket is still there after Close")
+	}
+	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Serve(path, "", example()); err == nil || !strings.Contains(err.Error(), "no socket") {
+		t.Errorf("a file was replaced: %v", err)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	_, s := serve(t, example())
+	resp, err := http.Get("http://" + s.MetricsAddr().String() + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s, %v: %s", resp.Status, err, body)
+	}
+	for _, want := range []string{
+		`penstock_packets_total 9`,
+		`penstock_packet_ends_total{end="consumed"} 7`,
+		`penstock_dropped_packets_total{reason="acl_denied"} 1`,
+		`penstock_xdp_packets_total{port="lan",reason="flow_known"} 5`,
+		`penstock_queue_received_packets_total{port="lan",queue="0"} 7`,
+		`penstock_queue_events_total{event="kicks",port="lan",queue="0"} 2`,
+		`penstock_stage_packets_total{chain="web",index="1",stage="tcp",verdict="consume"} 7`,
+		`penstock_stage_counter{chain="web",counter="dials",index="1",stage="tcp"} 1`,
+		`penstock_worker_turns_total{kind="busy",worker="0"} 6`,
+		`go_goroutines`,
+	} {
+		if !strings.Contains(string(body), want) {
+			t.Errorf("no %s", want)
+		}
+	}
+	problems, err := promlint.New(strings.NewReader(string(body))).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		if strings.HasPrefix(p.Metric, "penstock_") {
+			t.Errorf("%s: %s", p.Metric, p.Text)
+		}
+	}
+}
+
+func TestMetricsAddressInUse(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	path := filepath.Join(t.TempDir(), "control.sock")
+	_, err = Serve(path, l.Addr().String(), example())
+	if err == nil || !strings.Contains(err.Error(), "set metrics in [appliance]") {
+		t.Errorf("%v", err)
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("the control socket is left behind")
+	}
+}

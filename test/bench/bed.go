@@ -1,0 +1,250 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"penstock/internal/lab"
+	"penstock/internal/lab/traffic"
+)
+
+// Ports of the servers.
+const (
+	httpPort   = 80 // nginx: 128 bytes
+	bulkPort   = 81 // this program: bytes without end, both ways
+	originPort = 82 // package traffic: says whom it sees, checks sums
+)
+
+// site is one topology with its servers. Both kinds look alike to a load.
+type site struct {
+	client, gateway, server *lab.NS
+	serverIP                netip.Addr
+	lanIf, wanIf            string // of the gateway
+	endIf                   string // of client and server
+}
+
+func (s *site) addr(port uint16) string { return netip.AddrPortFrom(s.serverIP, port).String() }
+
+// bed is everything that stays from the first measurement to the last.
+type bed struct {
+	options
+	ctx    context.Context
+	dir    string         // for configurations
+	sites  map[bool]*site // by routed
+	script string         // for wrk
+	stops  []func()
+}
+
+func newBed(ctx context.Context, dir string, o options) (b *bed, err error) {
+	b = &bed{options: o, ctx: ctx, dir: dir, sites: map[bool]*site{}}
+	defer func() {
+		if err != nil {
+			b.close()
+		}
+	}()
+	if b.script, err = writeFile(dir, "result.lua", wrkScript); err != nil {
+		return nil, err
+	}
+	for _, g := range o.gateways {
+		if b.sites[g.routed] != nil {
+			continue
+		}
+		s, err := buildSite(g.routed, o.plainPeers)
+		if err != nil {
+			return nil, err
+		}
+		b.sites[g.routed] = s
+		if err := b.serve(s); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+// veth is the same for both topologies: one queue, MTU 1500, no TX checksum,
+// TSO or GSO, GRO on, and senders wait while the other end's ring is full.
+var veth = lab.VethOptions{Backpressure: true}
+
+func buildSite(routed, plainPeers bool) (*site, error) {
+	if routed {
+		l, err := lab.New("bench-routed")
+		if err != nil {
+			return nil, err
+		}
+		t, err := l.Routed(lab.RoutedOptions{Veth: veth, NoForward: true})
+		if err != nil {
+			return nil, err
+		}
+		// The gateway's own interfaces have what a NIC would give the kernel; the
+		// endpoints' have what XDP on the other end leaves them.
+		for _, name := range []string{t.LANIf, t.WANIf} {
+			if plainPeers {
+				break
+			}
+			if err := t.Gateway.SetOffload(name, map[string]bool{"tx": true, "tso": true, "gso": true}); err != nil {
+				return nil, err
+			}
+		}
+		return &site{t.Client, t.Gateway, t.Server, t.ServerIP4, t.LANIf, t.WANIf, t.ClientIf}, nil
+	}
+	l, err := lab.New("bench-inline")
+	if err != nil {
+		return nil, err
+	}
+	t, err := l.Inline(lab.InlineOptions{Veth: veth})
+	if err != nil {
+		return nil, err
+	}
+	return &site{t.Client, t.Appliance, t.Server, t.ServerIP4, t.LANIf, t.WANIf, t.ClientIf}, nil
+}
+
+func (b *bed) close() {
+	for i := len(b.stops) - 1; i >= 0; i-- {
+		b.stops[i]()
+	}
+	b.stops = nil
+	_ = lab.CloseAll() // main reports it
+}
+
+const nginxConf = `daemon off; master_process off; worker_processes 1; user root;
+error_log stderr warn; pid %[1]s/nginx-%[2]s.pid;
+events { worker_connections 8192; }
+http {
+  access_log off; server_tokens off; keepalive_requests 1000000000; keepalive_timeout 60s; default_type text/plain;
+  client_body_temp_path %[1]s/t1; proxy_temp_path %[1]s/t2; fastcgi_temp_path %[1]s/t3; uwsgi_temp_path %[1]s/t4; scgi_temp_path %[1]s/t5;
+  server { listen %[3]d backlog=16384; location / { return 200 "%[4]s"; } }
+}
+`
+
+const bodySize = 128
+
+// serve starts the servers of a site and prepares its ends.
+func (b *bed) serve(s *site) error {
+	for _, set := range []struct {
+		ns         *lab.NS
+		key, value string
+	}{
+		{s.client, "net/ipv4/ip_local_port_range", "1024 65535"},
+		{s.client, "net/ipv4/tcp_tw_reuse", "1"},
+		{s.server, "net/core/somaxconn", "16384"},
+		{s.server, "net/ipv4/tcp_max_syn_backlog", "16384"},
+		{s.gateway, "net/core/somaxconn", "16384"},
+		{s.gateway, "net/ipv4/tcp_max_syn_backlog", "16384"},
+	} {
+		if err := set.ns.Sysctl(set.key, set.value); err != nil {
+			return err
+		}
+	}
+	role := s.gateway.Role()
+	conf, err := writeFile(b.dir, "origin-"+role+".conf", fmt.Sprintf(nginxConf, b.dir, role, httpPort, strings.Repeat("x", bodySize)))
+	if err != nil {
+		return err
+	}
+	if _, err := start(b.ctx, s.server, endpointCPU, nil, "nginx", "-c", conf, "-p", b.dir); err != nil {
+		return err
+	}
+	if _, err := startSelf(b.ctx, s.server, endpointCPU, nil, "serve-bulk", fmt.Sprintf(":%d", bulkPort)); err != nil {
+		return err
+	}
+	ln, err := s.server.Listen("tcp", s.addr(originPort))
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(b.ctx)
+	done := make(chan error, 1)
+	go func() { done <- traffic.ServeHTTP(ctx, ln) }()
+	b.stops = append(b.stops, func() {
+		cancel()
+		<-done
+	})
+	for _, ns := range []*lab.NS{s.client, s.server} {
+		if _, err := pinNAPI(ns, s.endIf, endpointCPU); err != nil {
+			return err
+		}
+	}
+	for _, port := range []uint16{httpPort, bulkPort} {
+		if err := eventually(b.ctx, func() error {
+			conn, err := s.server.Dial("tcp", s.addr(port))
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		}); err != nil {
+			return fmt.Errorf("wait for the server on port %d: %w", port, err)
+		}
+	}
+	return nil
+}
+
+// pinNAPI gives an interface NAPI threads on one CPU and returns their ids.
+func pinNAPI(ns *lab.NS, name string, cpu int) ([]int, error) {
+	tids, err := ns.SetThreadedNAPI(name)
+	if err != nil {
+		return nil, err
+	}
+	for _, tid := range tids {
+		if err := lab.PinThread(tid, cpu); err != nil {
+			return nil, err
+		}
+	}
+	return tids, nil
+}
+
+// describeOffloads reads back what the interfaces have.
+func (b *bed) describeOffloads() map[string]string {
+	out := map[string]string{}
+	for routed, s := range b.sites {
+		kind := "inline"
+		if routed {
+			kind = "routed"
+		}
+		for _, at := range []struct {
+			ns   *lab.NS
+			name string
+		}{{s.client, s.endIf}, {s.gateway, s.lanIf}, {s.gateway, s.wanIf}, {s.server, s.endIf}} {
+			features, err := at.ns.Offloads(at.name)
+			if err != nil {
+				out[kind+" "+at.ns.Role()] = err.Error()
+				continue
+			}
+			var on []string
+			for short, full := range map[string]string{
+				"tx-checksum": "tx-checksum-ip-generic", "tso": "tx-tcp-segmentation", "gso": "tx-generic-segmentation", "gro": "rx-gro",
+			} {
+				if features[full] {
+					on = append(on, short)
+				}
+			}
+			sort.Strings(on)
+			out[kind+" "+at.ns.Role()+" "+at.name] = "on: " + strings.Join(on, " ")
+		}
+	}
+	return out
+}
+
+func writeFile(dir, name, text string) (string, error) {
+	path := filepath.Join(dir, name)
+	return path, os.WriteFile(path, []byte(text), 0o644)
+}
+
+// eventually polls until fn returns nil, for at most ten seconds.
+func eventually(ctx context.Context, fn func() error) error {
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		err := fn()
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || time.Now().After(deadline) {
+			return errors.Join(ctx.Err(), err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}

@@ -1,0 +1,229 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"penstock/configs"
+	"penstock/internal/control"
+)
+
+// gateway is one contestant.
+type gateway struct {
+	name, about string
+	routed      bool     // its place is the Routed topology
+	onlyAddress bool     // the server sees the client's address, but another port
+	needs       []string // programs that it is, or is set up by
+	start       func(ctx context.Context, b *bed, s *site) (*running, error)
+}
+
+// Name implements named.
+func (g gateway) Name() string { return g.name }
+
+// missing returns those programs that it needs and this machine has not.
+func (g gateway) missing() (out []string) {
+	for _, n := range g.needs {
+		if _, err := exec.LookPath(n); err != nil {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// running is a gateway at work.
+type running struct {
+	pids []int
+	// alive returns an error if the gateway has ended or is not what it should be.
+	alive func() error
+	// seen counts packets that took the gateway's own path; nil where there is no
+	// other path by which they could have come.
+	seen func() (uint64, error)
+	// processes to end and undo to call, in this order
+	processes []*process
+	undo      []func() error
+}
+
+func (r *running) stop() error {
+	var first error
+	for _, p := range r.processes {
+		if err := p.stop(); err != nil && first == nil {
+			first = err
+		}
+	}
+	for i := len(r.undo) - 1; i >= 0; i-- {
+		if err := r.undo[i](); err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// add makes a started process part of the gateway.
+func (r *running) add(p *process) {
+	r.processes = append(r.processes, p)
+	r.pids = append(r.pids, p.Process.Pid)
+	before := r.alive
+	r.alive = func() error {
+		if before != nil {
+			if err := before(); err != nil {
+				return err
+			}
+		}
+		return p.alive()
+	}
+}
+
+func gateways() []gateway {
+	return []gateway{
+		{name: "redirect", about: "XDP redirect NIC to NIC, no look-up, no counter: the limit", start: startRedirect},
+		{name: "forward", about: "penstock, AF_XDP, a chain without stages", start: startForward},
+		{name: "terminate", about: "penstock, AF_XDP, tcp stage at depth terminate", start: startChain("terminate", terminateChain)},
+		{name: "terminate+http", about: "the same, and the http stage", start: startChain("terminate", terminateChain+httpStage)},
+		{name: "haproxy-tcp", about: "HAProxy, mode tcp, TPROXY", routed: true, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxy("tcp")},
+		{name: "haproxy-http", about: "HAProxy, mode http, TPROXY", routed: true, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxy("http")},
+		{name: "nginx-stream", about: "nginx, stream proxy, TPROXY", routed: true, onlyAddress: true, needs: []string{"nginx", "nft", "ip"}, start: startNginx},
+		{name: "go-tproxy", about: "a plain Go proxy, TPROXY, splice(2)", routed: true, needs: []string{"nft", "ip"}, start: startGoProxy},
+		{name: "ip_forward", about: "plain kernel forwarding", routed: true, start: startForwarding},
+	}
+}
+
+const terminateChain = `
+[appliance]
+mode    = "bridge"
+on_exit = "open"
+[[port]]
+name      = "lan"
+interface = "eth1"
+[[port]]
+name      = "wan"
+interface = "eth2"
+[[steer]]
+from     = "lan"
+proto    = "tcp"
+dst_port = ["80-82"]
+to       = "web"
+[[chain]]
+name = "web"
+  [[chain.stage]]
+  kind  = "tcp"
+  depth = "terminate"
+`
+
+const httpStage = `
+  [[chain.stage]]
+  kind       = "http"
+  deny_hosts = ["*.ads.example"]
+`
+
+// startForward runs the configuration that is shipped for this.
+func startForward(ctx context.Context, b *bed, s *site) (*running, error) {
+	text, err := configs.FS.ReadFile("forward.toml")
+	if err != nil {
+		return nil, err
+	}
+	return startPenstock(ctx, b, s, string(text), "forward")
+}
+
+func startChain(depth, text string) func(context.Context, *bed, *site) (*running, error) {
+	return func(ctx context.Context, b *bed, s *site) (*running, error) {
+		return startPenstock(ctx, b, s, text, depth)
+	}
+}
+
+// startPenstock runs a configuration under a name of its own.
+func startPenstock(ctx context.Context, b *bed, s *site, text, depth string) (*running, error) {
+	socket := filepath.Join(b.dir, "control.sock")
+	head := fmt.Sprintf("[appliance]\nname = %q\ncontrol = %q\nmetrics = \"\"\ndrain_timeout = \"1s\"\n", s.gateway.Lab().Name(), socket)
+	own := strings.Replace(text, "[appliance]\n", head, 1)
+	own = strings.Replace(own, `on_exit = "open"`, `on_exit = "closed"`, 1) // else it would go on bridging
+	if own == text || !strings.Contains(own, `"closed"`) {
+		return nil, fmt.Errorf("adapt configuration: no [appliance] with on_exit = \"open\" in it")
+	}
+	file, err := writeFile(b.dir, "penstock.toml", own)
+	if err != nil {
+		return nil, err
+	}
+	p, err := start(ctx, s.gateway, gatewayCPU, []string{"GOMAXPROCS=1"}, b.penstock, "run", "--log-level", "warn", file)
+	if err != nil {
+		return nil, err
+	}
+	r := &running{}
+	r.add(p)
+	client := control.NewClient(socket)
+	var st control.Status
+	if err := eventually(ctx, func() error {
+		if err := p.alive(); err != nil {
+			return err
+		}
+		st, err = client.Status()
+		return err
+	}); err != nil {
+		_ = r.stop()
+		return nil, fmt.Errorf("start penstock: %w%s", err, p.log)
+	}
+	if err := asExpected(st, depth); err != nil {
+		_ = r.stop()
+		return nil, err
+	}
+	r.seen = func() (uint64, error) {
+		st, err := client.Status()
+		return st.Totals.Packets, err
+	}
+	r.alive = func() error {
+		if err := p.alive(); err != nil {
+			return err
+		}
+		st, err := client.Status()
+		if err != nil {
+			return err
+		}
+		for _, w := range st.Workers {
+			if w.Panics > 0 {
+				return fmt.Errorf("worker %d: %d panics of stages", w.ID, w.Panics)
+			}
+		}
+		return nil
+	}
+	return r, nil
+}
+
+// asExpected checks how the appliance says it runs.
+func asExpected(st control.Status, depth string) error {
+	for _, p := range st.Ports {
+		if p.XDP != "native" || len(p.Queues) != 1 {
+			return fmt.Errorf("penstock's port %s: XDP %s on %d queues, want native on one", p.Name, p.XDP, len(p.Queues))
+		}
+	}
+	if len(st.Chains) != 1 || st.Chains[0].Depth != depth {
+		return fmt.Errorf("penstock's chains: %+v, want one at depth %s", st.Chains, depth)
+	}
+	return nil
+}
+
+// napi moves the receive work of the gateway's interfaces to its CPU. Call it
+// when the gateway runs: XDP replaces the threads.
+func (s *site) napi() (tids []int, err error) {
+	for _, name := range []string{s.lanIf, s.wanIf} {
+		t, err := pinNAPI(s.gateway, name, gatewayCPU)
+		if err != nil {
+			return nil, err
+		}
+		tids = append(tids, t...)
+	}
+	return tids, nil
+}
+
+// napiNow returns the threads without changing anything.
+func (s *site) napiNow() (tids []int, err error) {
+	for _, name := range []string{s.lanIf, s.wanIf} {
+		t, err := s.gateway.NAPIThreads(name)
+		if err != nil {
+			return nil, err
+		}
+		tids = append(tids, t...)
+	}
+	return tids, nil
+}

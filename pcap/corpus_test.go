@@ -1,12 +1,14 @@
 package pcap
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"testing"
@@ -53,21 +55,34 @@ func TestCorpus(t *testing.T) {
 			if err != nil && strings.Contains(err.Error(), "is not supported") {
 				return
 			}
-			packets, bytes, ok := capinfos(t, name)
-			if ok && (packets != res.Packets || bytes != res.Bytes) {
-				t.Errorf("%d packets, %d bytes; capinfos says %d, %d (%v)", res.Packets, res.Bytes, packets, bytes, err)
+			packets, octets, ok := capinfos(t, name)
+			if ok && (packets != res.Packets || octets != res.Bytes) {
+				t.Errorf("%d packets, %d bytes; capinfos says %d, %d (%v)", res.Packets, res.Bytes, packets, octets, err)
 			}
 			if !ok {
 				t.Logf("capinfos cannot read it; %d packets, %d bytes, %v", res.Packets, res.Bytes, err)
 			}
 			t.Logf("%+v", res)
+			var outs [2]bytes.Buffer
+			for i, workers := range []int{1, 3} {
+				again, againErr := Replay(context.Background(), ReplayOptions{
+					Name: name, Out: &outs[i], AcceptBadChecksums: true, Workers: workers,
+				})
+				again.Seconds, res.Seconds = 0, 0
+				if !reflect.DeepEqual(again, res) || (err == nil) != (againErr == nil) {
+					t.Errorf("%d workers: %+v, %v", workers, again, againErr)
+				}
+			}
+			if !bytes.Equal(outs[0].Bytes(), outs[1].Bytes()) {
+				t.Error("the output with three workers differs from that with one")
+			}
 		})
 	}
 }
 
 // capinfos returns the packets and wire bytes that capinfos counts; not ok
 // where it cannot read the capture.
-func capinfos(t *testing.T, name string) (packets, bytes uint64, ok bool) {
+func capinfos(t *testing.T, name string) (packets, octets uint64, ok bool) {
 	t.Helper()
 	out, err := exec.Command("capinfos", "-TmQrcd", name).Output()
 	if err != nil {
@@ -79,9 +94,9 @@ func capinfos(t *testing.T, name string) (packets, bytes uint64, ok bool) {
 	}
 	n := len(fields)
 	packets, err1 := strconv.ParseUint(strings.Trim(fields[n-2], `"`), 10, 64)
-	bytes, err2 := strconv.ParseUint(strings.Trim(fields[n-1], `"`), 10, 64)
+	octets, err2 := strconv.ParseUint(strings.Trim(fields[n-1], `"`), 10, 64)
 	if err1 != nil || err2 != nil {
 		t.Fatalf("capinfos says %q", out)
 	}
-	return packets, bytes, true
+	return packets, octets, true
 }

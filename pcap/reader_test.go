@@ -260,3 +260,37 @@ func TestCutAnywhere(t *testing.T) {
 		}
 	}
 }
+
+// TestStandardInput reads a capture from a pipe.
+func TestStandardInput(t *testing.T) {
+	b, err := os.ReadFile("testdata/captures/bigendian.pcap")
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, out, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Write(b[:len(b)-1]); err != nil { // fits into the pipe
+		t.Fatal(err)
+	}
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
+	}
+	defer func(f *os.File) { os.Stdin = f }(os.Stdin)
+	os.Stdin = in
+	r, err := pcap.Open("-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rec pcap.Record
+	for err == nil {
+		err = r.Next(&rec)
+	}
+	if want := "read capture standard input: packet 2 at byte 138: cut short: 113 of 114 bytes: unexpected EOF"; err.Error() != want || rec.Number != 1 {
+		t.Errorf("%d packets, then %v, want %s", rec.Number, err, want)
+	}
+	if err := errors.Join(r.Close(), in.Close()); err != nil {
+		t.Error(err)
+	}
+}

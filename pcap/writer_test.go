@@ -2,7 +2,12 @@ package pcap
 
 import (
 	"bytes"
+	"errors"
 	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -71,5 +76,42 @@ func TestWritePacketDoesNotAllocate(t *testing.T) {
 	data, comment := make([]byte, 1514), []byte("drop no_chain")
 	if n := testing.AllocsPerRun(1000, func() { _ = w.WritePacket(0, 1, 1514, data, comment) }); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestWiresharkReadsComments has tshark read what is said of a packet.
+func TestWiresharkReadsComments(t *testing.T) {
+	if _, err := exec.LookPath("tshark"); err != nil {
+		t.Skipf("SKIPPED: %v", err)
+	}
+	file := filepath.Join(t.TempDir(), "a.pcapng")
+	f, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := NewWriter(f, WriterOptions{Comment: "about all of it", Interfaces: []Interface{{Name: "lan", Description: "eth1"}, {Name: "wan"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, comment := range []string{"drop: acl_denied", "", "größer als 3"} {
+		if err := w.WritePacket(i%2, 1_700_000_000_123_456_789+int64(i), 100, make([]byte, 61+i), []byte(comment)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(w.Flush(), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	fields := []string{"-n", "-r", file, "-T", "fields", "-E", "separator=|"}
+	for _, name := range []string{"frame.time_epoch", "frame.len", "frame.cap_len", "frame.interface_name", "frame.comment"} {
+		fields = append(fields, "-e", name)
+	}
+	out, err := exec.Command("tshark", fields...).Output()
+	want := "1700000000.123456789|100|61|lan|drop: acl_denied\n1700000000.123456790|100|62|wan|\n1700000000.123456791|100|63|lan|größer als 3\n"
+	if err != nil || string(out) != want {
+		t.Errorf("tshark: %v\n%s\nwant\n%s", err, out, want)
+	}
+	out, err = exec.Command("capinfos", "-F", "-k", file).Output()
+	if err != nil || !strings.Contains(string(out), "penstock") || !strings.Contains(string(out), "about all of it") {
+		t.Errorf("capinfos: %v\n%s", err, out)
 	}
 }

@@ -12,6 +12,9 @@ type Issue struct {
 // Issues collects problems, so that all of them are reported at once.
 type Issues struct {
 	List []Issue
+	// Ports are the names of the ports there are, for stages that refer to
+	// them; nil where that is not known.
+	Ports []string
 }
 
 // Add records a problem at path. The text says what was expected and found:

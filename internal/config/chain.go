@@ -99,12 +99,20 @@ func (c *checker) stage(path string, k *pipeline.Kind, t map[string]any) pipelin
 	delete(own, "kind")
 	spec := pipeline.StageSpec{Kind: k, Config: k.NewConfig(), Shared: new(pipeline.Shared)}
 	c.value(path, own, reflect.ValueOf(spec.Config).Elem(), "")
-	var issues pipeline.Issues
+	issues := pipeline.Issues{Ports: c.portNames()}
 	k.Validate(spec.Config, &issues)
 	for _, is := range issues.List {
 		c.issue(path, is)
 	}
 	return spec
+}
+
+// portNames is nil if there are no ports: that is a problem of its own.
+func (c *checker) portNames() (names []string) {
+	for _, p := range c.config.Ports {
+		names = append(names, p.Name)
+	}
+	return names
 }
 
 func (c *checker) kindNames() (names []string) {

@@ -2,6 +2,8 @@ package match
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"penstock/internal/units"
 	"penstock/internal/wire"
@@ -22,8 +24,8 @@ type Fields struct {
 	Fragment *bool             `toml:"fragment"` // true: later fragments only; false: all but later fragments
 }
 
-// Validate adds the problems of one rule, whose path is given ("rules[2]"). Which ports there are is not known yet:
-// Compile looks at From.
+// Validate adds the problems of one rule, whose path is given ("rules[2]"). Where issues does not know which ports
+// there are, Compile looks at From.
 func (f *Fields) Validate(path string, issues *pipeline.Issues) {
 	if path != "" {
 		path += "."
@@ -59,6 +61,9 @@ func (f *Fields) Validate(path string, issues *pipeline.Issues) {
 		if r.First > r.Last || r.Last > maxVLAN {
 			issues.Add(fmt.Sprintf("%svlan[%d]", path, i), "want VLAN ids from 0 to %d, the lower one first, got %s", maxVLAN, r)
 		}
+	}
+	if f.From != "" && issues.Ports != nil && !slices.Contains(issues.Ports, f.From) {
+		issues.Add(path+"from", "want the name of a port (%s), got %q", strings.Join(issues.Ports, ", "), f.From)
 	}
 	if f.Fragment != nil && *f.Fragment && (f.hasPorts() || !f.Flags.any()) {
 		issues.Add(path+"fragment", "no packet can meet this rule: later fragments have neither ports nor flags")

@@ -37,15 +37,16 @@ func (b *boundary) Process(batch *pipeline.Batch) {
 //
 //	client host -- lan port -- worker: tcp, streams -- wan port -- server host
 type bed struct {
-	t      testing.TB
-	worker *pipeline.Worker
-	stage  *boundary
-	pool   *pipeline.Pool
-	ports  [2]*wirePort
-	client *host
-	server *host
-	before int // goroutines
-	stop   func()
+	t       testing.TB
+	worker  *pipeline.Worker
+	stage   *boundary
+	pool    *pipeline.Pool
+	ports   [2]*wirePort
+	client  *host
+	server  *host
+	before  int // goroutines
+	stop    func()
+	stopped bool
 }
 
 // wirePort is a memory port whose cable ends in a host. It keeps what passes.
@@ -176,6 +177,7 @@ func newBed(t testing.TB, o bedOptions) *bed {
 	}
 	var once sync.Once
 	b.stop = func() {
+		b.stopped = true
 		once.Do(func() {
 			cancel()
 			b.worker.Call(func() {}) // wakes it
@@ -194,6 +196,9 @@ func newBed(t testing.TB, o bedOptions) *bed {
 		})
 	}
 	t.Cleanup(func() {
+		if t.Failed() && !o.noRun && !b.stopped {
+			b.describe()
+		}
 		b.stop()
 		if !o.noHosts {
 			b.client.net.Destroy()
@@ -214,6 +219,22 @@ func (b *bed) wantCount(name string, want uint64) {
 	if got := b.count(name); got != want {
 		b.t.Errorf("counter %s: got %d, want %d", name, got, want)
 	}
+}
+
+// describe logs what the stage knows of its connections, and its counters.
+func (b *bed) describe() {
+	done := make(chan []string)
+	b.worker.Call(func() { done <- b.stage.Describe() })
+	for _, line := range <-done {
+		b.t.Log(line)
+	}
+	st := b.worker.Stats()
+	for name, n := range st.Chains[0].Stages[0].Counters {
+		if n != 0 {
+			b.t.Logf("%s %d", name, n)
+		}
+	}
+	b.t.Logf("%+v", st.Totals)
 }
 
 // flows returns how many connections the stage lists.

@@ -48,7 +48,7 @@ func (s *Stack) begin(p *pipeline.Packet, t wire.TCP, key wire.Flow, reversed bo
 	}
 	place, ok := s.flows.Insert(key, now)
 	if !ok {
-		s.evictLingering()
+		s.evictLingering(now)
 		if place, ok = s.flows.Insert(key, now); !ok {
 			s.limit(p, s.n.flowLimit, ReasonFlowLimit)
 			return

@@ -1,6 +1,22 @@
 package stack
 
-import "gvisor.dev/gvisor/pkg/tcpip"
+import "fmt"
 
-// NetStats returns netstack's own figures.
-func (s *Stack) NetStats() tcpip.Stats { return s.net.Stats() }
+// Describe says what is known of each connection, for tests that fail.
+func (s *Stack) Describe() (out []string) {
+	for _, p := range s.flows.All() {
+		f := *p
+		if f.state >= stateClosed {
+			continue
+		}
+		text := fmt.Sprintf("%v: %v, queued %v, deadline %d", f.conn.Flow, f.state, f.queued.Load(), f.deadline)
+		for _, l := range [...]*leg{&f.client, &f.server} {
+			text += fmt.Sprintf("; %v gotFIN %v sentFIN %v sent %d acked %d written %d", l.state(), l.gotFIN, l.sentFIN, l.sndMax-l.iss, l.acked-l.iss, l.written)
+		}
+		for d := range f.dir {
+			text += fmt.Sprintf("; dir %d kept %d eof %v cut %v", d, len(f.dir[d].buf), f.dir[d].eof, f.dir[d].cut)
+		}
+		out = append(out, text)
+	}
+	return out
+}

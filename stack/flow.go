@@ -149,15 +149,20 @@ func (l *leg) state() tcp.EndpointState {
 	return l.ep.EndpointState()
 }
 
-// over reports whether netstack keeps nothing of the connection but, perhaps,
-// TIME_WAIT.
+// over reports whether nothing is left of the connection but, perhaps,
+// TIME_WAIT. What was seen on the wire counts too: netstack goes from LAST_ACK
+// back to FIN_WAIT1 when it repeats a FIN, and then waits for one that it has.
 func (l *leg) over() bool {
 	switch l.state() {
 	case tcp.StateClose, tcp.StateError, tcp.StateTimeWait:
 		return true
 	}
-	return false
+	return l.finished()
 }
+
+// finished reports whether both ends have sent their FIN and ours is
+// acknowledged.
+func (l *leg) finished() bool { return l.gotFIN && l.sentFIN && l.acked == l.iss+l.written+2 }
 
 // dead reports whether the connection ended otherwise than by both FINs.
 func (l *leg) dead() bool {
@@ -201,6 +206,9 @@ func (l *leg) saw(t wire.TCP) {
 	if t.Flags()&wire.FlagACK != 0 && l.firstSent {
 		if a := t.Ack(); int32(a-l.acked) > 0 && int32(l.sndMax-a) >= 0 {
 			l.acked = a
+			if l.f.state == stateClosing && l.finished() {
+				l.NotifyEvent(0)
+			}
 		}
 	}
 }

@@ -38,8 +38,7 @@ func (s *Stack) segment(p *pipeline.Packet, now int64) {
 			s.begin(p, t, key, reversed, now)
 			return
 		}
-		s.n.midstream.Add(1)
-		p.Continue()
+		s.midstream(p)
 		return
 	}
 	f := *v
@@ -48,8 +47,7 @@ func (s *Stack) segment(p *pipeline.Packet, now int64) {
 		if isSYN {
 			s.unsupported(p, s.n.vlanClash)
 		} else {
-			s.n.midstream.Add(1)
-			p.Continue()
+			s.midstream(p)
 		}
 		return
 	}
@@ -82,6 +80,15 @@ func (s *Stack) segment(p *pipeline.Packet, now int64) {
 	}
 	p.Consume()
 	s.deliver(l, p, t)
+}
+
+// midstream passes on a packet of a connection that is not terminated.
+func (s *Stack) midstream(p *pipeline.Packet) {
+	s.n.midstream.Add(1)
+	if p.Frag == wire.FragFirst {
+		s.frags.Delete(fragKey(p)) // its later fragments are to follow it
+	}
+	p.Continue()
 }
 
 // syn decides on a SYN of a connection that is known. False: netstack is to

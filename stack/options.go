@@ -33,10 +33,9 @@ type Options struct {
 	TimeWait          time.Duration // how long a closed connection is remembered
 	KeepAlive         time.Duration // idle time after which both ends are probed; 0: never
 
-	SendBuffer, SendBufferMax       int // bytes of one leg: at the start, and grown to at most
-	ReceiveBuffer, ReceiveBufferMax int // half of it is advertised as window
-	HoldBytes                       int // bytes of one direction that stream stages may hold back
-	CongestionControl               string
+	SendBuffer, SendBufferMax       int  // bytes of one leg: at the start, and grown to at most
+	ReceiveBuffer, ReceiveBufferMax int  // half of it is advertised as window
+	HoldBytes                       int  // bytes of one direction that stream stages may hold back
 	RACK                            bool // loss detection by time (RFC 8985), else by SACK alone (RFC 6675)
 }
 
@@ -57,7 +56,6 @@ func DefaultOptions() Options {
 		ReceiveBuffer:     512 << 10,
 		ReceiveBufferMax:  4 << 20,
 		HoldBytes:         64 << 10,
-		CongestionControl: "cubic",
 		RACK:              true,
 	}
 }

@@ -121,7 +121,9 @@ func (s *Stack) configure() error {
 	if o.RACK {
 		recovery = tcpip.TCPRACKLossDetection
 	}
-	cc := tcpip.CongestionControlOption(o.CongestionControl)
+	// Netstack's CUBIC may compute a congestion window of 0 after losses, and
+	// the connection never sends again. Reno does not.
+	cc := tcpip.CongestionControlOption("reno")
 	sack, moderate := tcpip.TCPSACKEnabled(true), tcpip.TCPModerateReceiveBufferOption(true)
 	timeWait := tcpip.TCPTimeWaitTimeoutOption(o.TimeWait)
 	linger := tcpip.TCPLingerTimeoutOption(o.CloseTimeout)

@@ -50,7 +50,7 @@ func (s *Stack) idle(f *flow, now int64) {
 		s.n.idleTimeout.Add(1)
 	}
 	s.shut(f, now)
-	f.state = stateGone
+	f.erase()
 }
 
 // kill ends a connection at once: both ends are reset, where they know of it,
@@ -79,6 +79,13 @@ func (s *Stack) supersede(f *flow, now int64) {
 func (s *Stack) forget(f *flow, now int64) {
 	s.shut(f, now)
 	s.flows.Delete(f.key)
+	f.erase()
+}
+
+// erase ends TIME_WAIT too: netstack must know nothing of the name any more.
+func (f *flow) erase() {
+	f.client.abort(true)
+	f.server.abort(true)
 	f.state = stateGone
 }
 
@@ -93,9 +100,6 @@ func (s *Stack) linger(f *flow, now int64) {
 // shut ends what is left of a connection: streams, endpoints, buffers.
 func (s *Stack) shut(f *flow, now int64) {
 	if f.state >= stateClosed {
-		for _, l := range [...]*leg{&f.client, &f.server} {
-			l.abort(true) // at most TIME_WAIT
-		}
 		return
 	}
 	f.setDeadline(now, 0)
@@ -125,27 +129,32 @@ func (s *Stack) shut(f *flow, now int64) {
 
 // forgetLingering drops the connections that were remembered long enough.
 func (s *Stack) forgetLingering(now int64) {
-	for s.lingerAt < len(s.lingering) && (s.lingering[s.lingerAt].state == stateGone || now >= s.lingering[s.lingerAt].deadline) {
-		s.evictLingering()
+	for f := s.oldestLingering(); f != nil && now >= f.deadline; f = s.oldestLingering() {
+		s.forget(f, now)
 	}
 }
 
 // evictLingering drops the connection that was remembered longest.
-func (s *Stack) evictLingering() {
+func (s *Stack) evictLingering(now int64) {
+	if f := s.oldestLingering(); f != nil {
+		s.forget(f, now)
+	}
+}
+
+// oldestLingering returns the connection that was remembered longest, or nil.
+func (s *Stack) oldestLingering() *flow {
 	for s.lingerAt < len(s.lingering) {
-		f := s.lingering[s.lingerAt]
-		s.lingering[s.lingerAt] = nil
+		if f := s.lingering[s.lingerAt]; f.state == stateClosed {
+			return f
+		}
+		s.lingering[s.lingerAt] = nil // replaced meanwhile
 		s.lingerAt++
-		if s.lingerAt > len(s.lingering)/2 && s.lingerAt > 64 {
+		if s.lingerAt > len(s.lingering)/2 && s.lingerAt >= 64 {
 			n := copy(s.lingering, s.lingering[s.lingerAt:])
 			clear(s.lingering[n:])
 			s.lingering, s.lingerAt = s.lingering[:n], 0
 		}
-		if f.state == stateClosed {
-			s.shut(f, 0)
-			s.flows.Delete(f.key)
-			f.state = stateGone
-			return
-		}
 	}
+	s.lingering, s.lingerAt = s.lingering[:0], 0
+	return nil
 }

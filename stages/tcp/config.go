@@ -31,8 +31,7 @@ type Config struct {
 	ReceiveBufferMax units.Size `toml:"receive_buffer_max"`
 	HoldBytes        units.Size `toml:"hold_bytes"` // what stream stages may hold back in one direction
 
-	CongestionControl string `toml:"congestion_control"` // cubic, reno
-	LossDetection     string `toml:"loss_detection"`     // rack, sack
+	LossDetection string `toml:"loss_detection"` // rack, sack
 }
 
 // Default returns the configuration that stands where nothing is written.
@@ -46,7 +45,7 @@ func Default() Config {
 		CloseTimeout: units.Duration(o.CloseTimeout), TimeWait: units.Duration(o.TimeWait),
 		SendBuffer: units.Size(o.SendBuffer), SendBufferMax: units.Size(o.SendBufferMax),
 		ReceiveBuffer: units.Size(o.ReceiveBuffer), ReceiveBufferMax: units.Size(o.ReceiveBufferMax),
-		HoldBytes: units.Size(o.HoldBytes), CongestionControl: o.CongestionControl, LossDetection: "rack",
+		HoldBytes: units.Size(o.HoldBytes), LossDetection: "rack",
 	}
 }
 
@@ -72,7 +71,6 @@ func Validate(c *Config, issues *pipeline.Issues) {
 	}
 	oneOf(issues, "on_limit", c.OnLimit, "bypass", "drop")
 	oneOf(issues, "on_unsupported", c.OnUnsupported, "bypass", "drop")
-	oneOf(issues, "congestion_control", c.CongestionControl, "cubic", "reno")
 	oneOf(issues, "loss_detection", c.LossDetection, "rack", "sack")
 	within(issues, "max_flows", c.MaxFlows, 1, maxFlows)
 	within(issues, "max_pending", c.MaxPending, 1, maxPending)

@@ -94,6 +94,6 @@ func (c *Config) options() stack.Options {
 		KeepAlive:  time.Duration(c.KeepAlive),
 		SendBuffer: int(c.SendBuffer), SendBufferMax: int(c.SendBufferMax),
 		ReceiveBuffer: int(c.ReceiveBuffer), ReceiveBufferMax: int(c.ReceiveBufferMax),
-		HoldBytes: int(c.HoldBytes), CongestionControl: c.CongestionControl, RACK: c.LossDetection == "rack",
+		HoldBytes: int(c.HoldBytes), RACK: c.LossDetection == "rack",
 	}
 }

@@ -19,6 +19,9 @@ type StageSpec struct {
 type ChainSpec struct {
 	Name   string
 	Stages []StageSpec
+	// KeepFlows keeps flows in user space also when no stage wants them
+	// (offload = "never").
+	KeepFlows bool
 }
 
 // Affinity reports whether both directions of a flow must meet in one worker.
@@ -45,10 +48,11 @@ func (s *ChainSpec) Depth() (d Depth, stage, why string) {
 
 // Chain is one worker's instance of a chain.
 type Chain struct {
-	Name    string
-	stages  []stageSlot
-	packets atomic.Uint64
-	bytes   atomic.Uint64
+	Name      string
+	keepFlows bool
+	stages    []stageSlot
+	packets   atomic.Uint64
+	bytes     atomic.Uint64
 
 	pollers   []Poller
 	tickers   []Ticker
@@ -70,7 +74,7 @@ type stageSlot struct {
 // Build makes a worker's instance of the chain. env is the prototype: Build
 // fills in what differs between stages.
 func (s *ChainSpec) Build(env Env) (*Chain, error) {
-	c := &Chain{Name: s.Name, stages: make([]stageSlot, len(s.Stages))}
+	c := &Chain{Name: s.Name, keepFlows: s.KeepFlows, stages: make([]stageSlot, len(s.Stages))}
 	var streams []StreamStage
 	var names []string
 	// From the last to the first: the boundary needs the stream stages built.
@@ -158,6 +162,9 @@ func (c *Chain) Run(b *Batch) {
 	for _, p := range pkts {
 		if p.verdict <= Continue {
 			p.verdict = Forward
+			if len(c.stages) == 0 {
+				p.released = 1 // nobody is there who could want the flow
+			}
 		}
 	}
 }

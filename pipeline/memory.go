@@ -96,7 +96,7 @@ func (m *MemoryPort) Receive(b *Batch) (n int, err error) {
 		b.Add(p)
 		n++
 	}
-	if n == 0 && m.closed {
+	if n == 0 && m.closed && len(m.in) == 0 {
 		return 0, io.EOF
 	}
 	return n, nil

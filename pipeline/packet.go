@@ -53,15 +53,16 @@ type Packet struct {
 	Time         int64 // receive time, ns since the epoch, never going back; the capture's own on replay
 	Wire         int32 // length on the wire where a capture cut it; else equal to Len
 
-	verdict Verdict
-	reason  Reason
-	stage   uint8 // index of the stage that decided
-	free    bool
-	home    uint16 // pool it belongs to
-	index   uint32 // frame number in the arena
-	off     int32
-	len     int32
-	frame   []byte // the whole chunk; fixed for the life of the arena
+	verdict  Verdict
+	reason   Reason
+	stage    uint8 // index of the stage that decided
+	released uint8 // how many stages have let go of the flow
+	free     bool
+	home     uint16 // pool it belongs to
+	index    uint32 // frame number in the arena
+	off      int32
+	len      int32
+	frame    []byte // the whole chunk; fixed for the life of the arena
 }
 
 // Bytes returns the frame's bytes from the Ethernet header on. They may be
@@ -98,6 +99,7 @@ func (p *Packet) Prepend(n int) ([]byte, bool) {
 	}
 	p.off -= int32(n)
 	p.len += int32(n)
+	p.Wire += int32(n)
 	return p.frame[p.off : int(p.off)+n], true
 }
 
@@ -137,8 +139,18 @@ func (p *Packet) Forward(out PortID) { p.verdict, p.Out = Forward, out }
 // Consume says that the stage has copied what it wanted.
 func (p *Packet) Consume() { p.verdict = Consume }
 
+// Release says that the stage has no further interest in the packet's flow, in
+// either direction: it would treat every later packet as it treats this one.
+// When every stage that saw the packet has released it, the flow leaves user
+// space: it is forwarded, or dropped, by XDP from then on.
+func (p *Packet) Release() { p.released++ }
+
+// Released reports whether all stages that saw the packet have let go of its
+// flow. It is valid after the chain has run.
+func (p *Packet) Released() bool { return int(p.released) > int(p.stage) }
+
 func (p *Packet) reset(headroom int) {
-	p.verdict, p.reason, p.stage = verdictNone, ReasonNone, 0
+	p.verdict, p.reason, p.stage, p.released = verdictNone, ReasonNone, 0, 0
 	p.In, p.Out, p.Chain, p.HasFlow, p.Hash = NoPort, NoPort, NoChain, false, 0
 	p.off, p.len, p.Wire, p.Time = int32(headroom), 0, 0, 0
 }

@@ -25,6 +25,8 @@ type WorkerOptions struct {
 	// VerifyChecksums drops packets with a wrong checksum. Captures want it;
 	// on a wire the end hosts and the netstack do it anyway.
 	VerifyChecksums bool
+	// Offloader takes released flows; nil: they stay in user space.
+	Offloader Offloader
 	// SpinTurns is how many empty turns a worker takes before it waits.
 	SpinTurns int
 }
@@ -44,7 +46,9 @@ type Worker struct {
 	run      *Batch // packets of one chain, in a row
 	out      [][]*Packet
 	emitted  [][]*Packet
+	releases *releases // nil: no offload
 	lastTick int64
+	turnTime int64
 
 	peers []*Worker // all workers by ID, itself included
 	inbox []*ring   // by sender
@@ -78,6 +82,8 @@ func NewWorker(o WorkerOptions) *Worker {
 		run:     NewBatch(BatchSize),
 		out:     make([][]*Packet, len(o.Ports)),
 		emitted: make([][]*Packet, len(o.Ports)),
+
+		releases: newReleases(o.Offloader),
 	}
 	if w.clock == nil {
 		w.clock = Clock()
@@ -166,6 +172,7 @@ func (w *Worker) Call(fn func()) {
 // io.EOF when no port will ever deliver again, and other errors of ports.
 func (w *Worker) Turn() (busy bool, err error) {
 	now := w.clock()
+	w.turnTime = now
 	w.lastTurn.Store(now)
 	w.turns.Add(1)
 	open := 0
@@ -205,6 +212,9 @@ func (w *Worker) Turn() (busy bool, err error) {
 			w.transmitEmitted(i)
 			port.Flush()
 		}
+	}
+	if w.releases != nil {
+		w.releases.flush()
 	}
 	if now-w.lastTick >= int64(TickInterval) {
 		w.lastTick = now
@@ -325,7 +335,11 @@ func (w *Worker) runChain(c *Chain) {
 			}
 		}
 	}
+	offload := w.releases != nil && !c.keepFlows
 	for _, p := range w.run.All() {
+		if offload && p.Released() {
+			w.releases.note(p, w.turnTime)
+		}
 		w.finish(p)
 	}
 	w.run.Reset()

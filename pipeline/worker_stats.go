@@ -6,7 +6,9 @@ type WorkerStats struct {
 	Turns      uint64       `json:"turns"`
 	IdleTurns  uint64       `json:"idle_turns"`
 	Waits      uint64       `json:"waits"`
-	HandedOver uint64       `json:"handed_over"` // to the worker that owns the flow
+	HandedOver uint64       `json:"handed_over"`   // to the worker that owns the flow
+	Offloaded  uint64       `json:"offloaded"`     // flows given to XDP
+	NotTaken   uint64       `json:"not_offloaded"` // released, but not taken
 	BadIPSum   uint64       `json:"bad_ip_checksums"`
 	BadL4Sum   uint64       `json:"bad_l4_checksums"`
 	Panics     uint64       `json:"stage_panics"`
@@ -28,6 +30,9 @@ func (w *Worker) Stats() WorkerStats {
 			Consumed: w.consumed.Load(), Emitted: w.emits.Load(), EmitLost: w.emitLost.Load(),
 			Dropped: map[string]uint64{},
 		},
+	}
+	if w.releases != nil {
+		s.Offloaded, s.NotTaken = w.releases.taken.Load(), w.releases.failed.Load()
 	}
 	for _, r := range Reasons() {
 		if n := w.dropped[r].Load(); n > 0 {

@@ -431,6 +431,84 @@ func BenchmarkTurn(b *testing.B) {
 	}
 }
 
+// offloader remembers what it was given.
+type offloader struct {
+	flows []ReleasedFlow
+	take  int
+}
+
+func (o *offloader) Offload(flows []ReleasedFlow) int {
+	n := min(o.take, len(flows))
+	o.flows = append(o.flows, flows[:n]...)
+	return n
+}
+
+// TestRelease: a flow leaves user space when every stage that saw its packet
+// has let go of it, and not before.
+func TestRelease(t *testing.T) {
+	release := func(ports ...uint16) Stage {
+		return stageFunc(func(b *Batch) {
+			for p := range b.Live() {
+				for _, port := range ports {
+					if p.Flow.SrcPort == port {
+						p.Release()
+					}
+				}
+				if p.Flow.SrcPort == 9 {
+					p.Drop(reasonTest)
+				} else if p.Flow.SrcPort == 8 {
+					p.Consume()
+				} else {
+					p.Continue()
+				}
+			}
+		})
+	}
+	for _, row := range []struct {
+		name   string
+		stages []Stage
+		keep   bool
+		want   string
+	}{
+		{"no stages", nil, false, "[1 2 8 9]"},
+		{"one stage", []Stage{release(2, 3)}, false, "[2]"},
+		{"both must", []Stage{release(1, 2), release(2)}, false, "[2]"},
+		{"dropped by the first of two", []Stage{release(2, 9), release()}, false, "[9 drop]"},
+		{"consumed is kept", []Stage{release(8)}, false, "[]"},
+		{"offload = never", []Stage{release(1, 2, 9)}, true, "[]"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			a, err := NewArena(make([]byte, 64*2048), 2048, 128, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := spec(false, row.stages...)
+			s.KeepFlows = row.keep
+			b := newBenchOn(t, a, 0, s)
+			o := &offloader{take: 100}
+			b.o.Default, b.releases = 0, newReleases(o)
+			for range 2 { // what was under way already does not hand over again
+				for _, port := range []uint16{1, 2, 8, 9} {
+					b.lan.Inject(udp(port, 10))
+				}
+				b.turn(t)
+			}
+			var got []string
+			for _, f := range o.flows {
+				text := fmt.Sprint(f.Flow.SrcPort)
+				if f.Drop {
+					text += " drop"
+				}
+				got = append(got, text)
+			}
+			if fmt.Sprint(got) != row.want {
+				t.Errorf("offloaded %v, want %s", got, row.want)
+			}
+			b.check(t)
+		})
+	}
+}
+
 // TestTimeIsFresh: a frame that is used again must not bring its old time.
 func TestTimeIsFresh(t *testing.T) {
 	var times []int64

@@ -27,8 +27,9 @@ check: ## formatting, vet and staticcheck
 race: ## the packages with threads of their own, under the race detector
 	$(GOTEST) -race -timeout 12m ./pipeline/... ./xsk/... ./stack/... ./stages/... ./internal/...
 
-bench: packages build ## Penstock and its peers side by side, in one run (root)
-	./test/bench/run.sh
+bench: build ## Penstock and its peers side by side, in one run (root); BENCH="-quick" and other flags
+	@./test/packages.sh bench
+	./test/bench/run.sh $(BENCH)
 
 fuzz: ## each fuzz target for FUZZTIME (default 30s)
 	./test/fuzz.sh $(or $(FUZZTIME),30s)

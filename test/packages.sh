@@ -13,6 +13,12 @@ need ethtool ethtool
 need ip iproute2
 need haproxy haproxy
 need wrk wrk
+# `packages.sh bench`: the peers that only the benchmarks run.
+if [ "${1:-}" = bench ]; then
+	need nft nftables
+	need nginx nginx
+	ls /usr/lib*/nginx/modules/ngx_stream_module.so >/dev/null 2>&1 || missing="$missing libnginx-mod-stream"
+fi
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
 	echo "packages: missing:$missing; install them to run all tests" >&2

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -142,13 +143,12 @@ func (b *bed) serve(s *site) error {
 			return err
 		}
 	}
-	role := s.gateway.Role()
-	conf, err := writeFile(b.dir, "origin-"+role+".conf", fmt.Sprintf(nginxConf, b.dir, role, httpPort, strings.Repeat("x", bodySize)))
-	if err != nil {
-		return err
-	}
-	if _, err := start(b.ctx, s.server, endpointCPU, nil, "nginx", "-c", conf, "-p", b.dir); err != nil {
-		return err
+	ports := []uint16{bulkPort}
+	if slices.ContainsFunc(b.workloads, func(w workload) bool { return slices.Contains(w.needs, "nginx") }) {
+		ports = append(ports, httpPort)
+		if err := b.serveWeb(s); err != nil {
+			return err
+		}
 	}
 	if _, err := startSelf(b.ctx, s.server, endpointCPU, nil, "serve-bulk", fmt.Sprintf(":%d", bulkPort)); err != nil {
 		return err
@@ -169,7 +169,7 @@ func (b *bed) serve(s *site) error {
 			return err
 		}
 	}
-	for _, port := range []uint16{httpPort, bulkPort} {
+	for _, port := range ports {
 		if err := eventually(b.ctx, func() error {
 			conn, err := s.server.Dial("tcp", s.addr(port))
 			if err == nil {
@@ -181,6 +181,17 @@ func (b *bed) serve(s *site) error {
 		}
 	}
 	return nil
+}
+
+// serveWeb starts the origin of the HTTP loads.
+func (b *bed) serveWeb(s *site) error {
+	role := s.gateway.Role()
+	conf, err := writeFile(b.dir, "origin-"+role+".conf", fmt.Sprintf(nginxConf, b.dir, role, httpPort, strings.Repeat("x", bodySize)))
+	if err != nil {
+		return err
+	}
+	_, err = start(b.ctx, s.server, endpointCPU, nil, "nginx", "-c", conf, "-p", b.dir)
+	return err
 }
 
 // pinNAPI gives an interface NAPI threads on one CPU and returns their ids.

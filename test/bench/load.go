@@ -10,14 +10,13 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"time"
 )
 
 // workload is a kind of load.
 type workload struct {
 	name, unit, about string
+	needs             []string // programs that make the load
 	run               func(ctx context.Context, b *bed, s *site) (loaded, error)
 }
 
@@ -38,13 +37,16 @@ const (
 	bulkObject = 4 << 20
 )
 
+// web is what makes HTTP loads.
+var web = []string{"wrk", "nginx"}
+
 func workloads() []workload {
 	return []workload{
-		{"keepalive", "requests", fmt.Sprintf("GET of %d bytes on %d kept connections", bodySize, manyConns), runKeepAlive},
-		{"close", "connections", fmt.Sprintf("one GET of %d bytes for each connection, %d at a time", bodySize, manyConns), runClose},
-		{"download", "Gbit", fmt.Sprintf("%d connections, objects of %d MiB", bulkConns, bulkObject>>20), runDownload},
-		{"upload", "Gbit", fmt.Sprintf("%d connections, objects of %d MiB", bulkConns, bulkObject>>20), runUpload},
-		{"pingpong", "requests", "GET of 128 bytes on one kept connection, one after the other", runPingPong},
+		{"keepalive", "requests", fmt.Sprintf("GET of %d bytes on %d kept connections", bodySize, manyConns), web, runKeepAlive},
+		{"close", "connections", fmt.Sprintf("one GET of %d bytes for each connection, %d at a time", bodySize, manyConns), web, runClose},
+		{"download", "Gbit", fmt.Sprintf("%d connections, objects of %d MiB", bulkConns, bulkObject>>20), nil, runDownload},
+		{"upload", "Gbit", fmt.Sprintf("%d connections, objects of %d MiB", bulkConns, bulkObject>>20), nil, runUpload},
+		{"pingpong", "requests", fmt.Sprintf("GET of %d bytes on one kept connection, one after the other", bodySize), web, runPingPong},
 	}
 }
 
@@ -211,22 +213,4 @@ func (b *bed) bulk(ctx context.Context, s *site, up bool) (loaded, error) {
 		l.problem = errors.New("not one object arrived whole")
 	}
 	return l, nil
-}
-
-// startProfile samples the gateway's CPU until the returned function is called.
-func (b *bed) startProfile(ctx context.Context, g gateway, w workload) (finish func()) {
-	if b.profile == "" {
-		return func() {}
-	}
-	file := filepath.Join(b.profile, g.name+"-"+w.name+".perf")
-	cmd := exec.CommandContext(ctx, "perf", "record", "-q", "-e", "cpu-clock", "-F", "1999", "-g", "-C", fmt.Sprint(gatewayCPU), "-o", file)
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		fmt.Fprintln(os.Stderr, "bench: profile:", err)
-		return func() {}
-	}
-	return func() {
-		_ = cmd.Process.Signal(os.Interrupt)
-		_ = cmd.Wait() // perf ends by the signal that was sent to it
-	}
 }

@@ -16,6 +16,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
@@ -79,7 +80,7 @@ func parseOptions(args []string) (o options, err error) {
 	fs.StringVar(&o.root, "root", ".", "root of the source tree, for the benchmark of package xsk")
 	fs.BoolVar(&o.xsk, "xsk", true, "run the benchmark of package xsk beside its peers as well")
 	fs.BoolVar(&o.plainPeers, "plain-peers", false, "turn TSO, GSO and TX checksums off at the kernel gateways' own interfaces too")
-	fs.StringVar(&o.profile, "profile", "", "run `perf record` on the gateway's CPU during each load and leave its files in this directory")
+	fs.StringVar(&o.profile, "profile", "", "run perf record on the gateway's threads during each load and leave its files in this directory")
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
@@ -143,6 +144,13 @@ func run(ctx context.Context, o options) (ok bool, err error) {
 	}
 	if _, err := os.Stat(o.penstock); err != nil {
 		return false, fmt.Errorf("find the binary to measure: %w; make build", err)
+	}
+	for _, w := range o.workloads {
+		for _, name := range w.needs {
+			if _, err := exec.LookPath(name); err != nil {
+				return false, fmt.Errorf("workload %s: %w; test/packages.sh bench installs what is needed", w.name, err)
+			}
+		}
 	}
 	// Whatever is started from here on inherits this; gateways are moved.
 	if err := lab.PinProcess(os.Getpid(), endpointCPU); err != nil {

@@ -128,7 +128,7 @@ func (b *bed) one(ctx context.Context, g gateway, s *site, r *running, tids []in
 	if err != nil {
 		return m, err
 	}
-	finish := b.startProfile(ctx, g, w)
+	finish := b.startProfile(ctx, g, w, r, tids)
 	l, err := w.run(ctx, b, s)
 	finish()
 	if err != nil {

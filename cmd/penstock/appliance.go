@@ -330,6 +330,7 @@ func (a *appliance) close(detach bool) error {
 	}
 	if detach && a.steerer != nil {
 		errs = append(errs, a.steerer.Close())
+		removePinRoot(a.cfg)
 	}
 	a.stop()
 	for _, w := range a.waiters {

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"penstock/bpf"
+	"penstock/internal/config"
 )
 
 // detachCommand removes the XDP program that an appliance has left behind with
@@ -38,6 +39,7 @@ func detachCommand(args []string) error {
 	if err := bpf.Cleanup(cfg.Appliance.Pins, name); err != nil {
 		return err
 	}
+	removePinRoot(cfg)
 	for _, p := range cfg.Ports {
 		if n, err := findNIC(p); err == nil {
 			n.promisc = true // that instance had turned it on
@@ -47,4 +49,12 @@ func detachCommand(args []string) error {
 		}
 	}
 	return nil
+}
+
+// removePinRoot removes the directory of the pins if nothing is in it any more.
+// It was made for this appliance, unless others share it.
+func removePinRoot(cfg *config.Config) {
+	if cfg.Appliance.Pins != "" {
+		_ = os.Remove(cfg.Appliance.Pins)
+	}
 }

@@ -82,6 +82,9 @@ func TestKilledOpen(t *testing.T) {
 		t.Errorf("detach: %v: %s", err, out)
 	}
 	r.nothingAttached()
+	if _, err := os.Stat("/sys/fs/bpf/" + r.name); err == nil {
+		t.Error("detach left pins behind")
+	}
 	if err := r.request(false); err == nil {
 		t.Error("traffic passes though nothing is attached: the test proves nothing")
 	}

@@ -82,7 +82,5 @@ func (s *Stack) finishHandshake(a accepted, now int64) {
 	for d := range f.dir {
 		f.dir[d].d = pipeline.Direction(d)
 	}
-	if !f.queued.Swap(true) {
-		s.enqueue(f)
-	}
+	s.revisit(f)
 }

@@ -250,9 +250,7 @@ func (s *Stack) checkDial(f *flow, now int64) {
 		if ep := s.find(f.client.id); ep != nil {
 			ep.Abort()
 		}
-		if !f.queued.Swap(true) {
-			s.enqueue(f)
-		}
+		s.revisit(f)
 		return
 	}
 	f.state = stateAccepting

@@ -119,11 +119,7 @@ var (
 
 // NotifyEvent implements waiter.EventListener. Netstack calls it with the
 // endpoint locked, on any goroutine: it only says that the flow wants service.
-func (l *leg) NotifyEvent(waiter.EventMask) {
-	if !l.f.queued.Swap(true) {
-		l.f.s.enqueue(l.f)
-	}
-}
+func (l *leg) NotifyEvent(waiter.EventMask) { l.f.s.revisit(l.f) }
 
 // peer returns the other leg.
 func (l *leg) peer() *leg {
@@ -207,7 +203,7 @@ func (l *leg) saw(t wire.TCP) {
 		if a := t.Ack(); int32(a-l.acked) > 0 && int32(l.sndMax-a) >= 0 {
 			l.acked = a
 			if l.f.state == stateClosing && l.finished() {
-				l.NotifyEvent(0)
+				l.f.s.revisit(l.f)
 			}
 		}
 	}

@@ -191,6 +191,13 @@ func (s *Stack) enqueue(f *flow) {
 	s.wake()
 }
 
+// revisit has a flow serviced again in the next turn.
+func (s *Stack) revisit(f *flow) {
+	if !f.queued.Swap(true) {
+		s.enqueue(f)
+	}
+}
+
 // Poll does what netstack and the flows have asked for since the last call:
 // handshakes that ended, bytes that can be relayed, packets to be sent.
 func (s *Stack) Poll(now int64) (busy bool) {
@@ -207,8 +214,8 @@ func (s *Stack) Poll(now int64) (busy bool) {
 	}
 	for i, f := range s.work {
 		f.queued.Store(false)
-		if s.service(f, now) && !f.queued.Swap(true) {
-			s.enqueue(f)
+		if s.service(f, now) {
+			s.revisit(f)
 		}
 		s.work[i] = nil
 		busy = true

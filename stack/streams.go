@@ -24,8 +24,9 @@ func (s *Stack) inspect(f *flow, d pipeline.Direction, final bool, now int64) bo
 			break
 		}
 		// What a stream that has just released held in the other direction is
-		// new to those behind it.
+		// new to those behind it, and may go on.
 		o := 1 - d
+		s.revisit(f)
 		if r, ok := s.inspectOnce(f, o, f.dir[o].ended, now); !ok {
 			return false
 		} else if !r {
@@ -115,9 +116,7 @@ func (s *Stack) deny(f *flow, v pipeline.StreamVerdict, now int64) {
 	down.eof, down.ended = true, true
 	f.server.sentFIN = true
 	f.setDeadline(now, s.o.CloseTimeout)
-	if !f.queued.Swap(true) {
-		s.enqueue(f)
-	}
+	s.revisit(f)
 }
 
 // denial returns the counter of a reason. Reasons are few, and so are the

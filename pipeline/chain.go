@@ -34,6 +34,20 @@ func (s *ChainSpec) Affinity() bool {
 	return false
 }
 
+// Holder returns the first stage that never lets go of a flow, and why; "" if
+// flows leave user space.
+func (s *ChainSpec) Holder() (stage, why string) {
+	if s.KeepFlows {
+		return "chain", `offload = "never"`
+	}
+	for _, st := range s.Stages {
+		if why := st.Kind.Holds(st.Config); why != "" {
+			return st.Kind.Name, why
+		}
+	}
+	return "", ""
+}
+
 // Depth returns the depth of the chain's flows, the stage that forces it, and
 // why.
 func (s *ChainSpec) Depth() (d Depth, stage, why string) {
@@ -75,6 +89,9 @@ type stageSlot struct {
 // fills in what differs between stages.
 func (s *ChainSpec) Build(env Env) (*Chain, error) {
 	c := &Chain{Name: s.Name, keepFlows: s.KeepFlows, stages: make([]stageSlot, len(s.Stages))}
+	if holder, _ := s.Holder(); holder != "" {
+		env.Offload = false
+	}
 	var streams []StreamStage
 	var names []string
 	// From the last to the first: the boundary needs the stream stages built.

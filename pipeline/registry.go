@@ -25,6 +25,10 @@ type Descriptor[C any] struct {
 	NewStream   func(c C, env *Env) (StreamStage, error)                                  // a stream stage, behind tcp
 	NewBoundary func(c C, env *Env, streams []StreamStage, names []string) (Stage, error) // tcp: packets before it, streams behind
 
+	// Holds returns why stages with this configuration never let go of a flow,
+	// or "" if they release flows (Packet.Release). nil: they never do.
+	Holds func(c C) string
+
 	// Depth returns the depth that flows of a chain with this stage have, and
 	// why; only for NewBoundary.
 	Depth func(c C) (Depth, string)
@@ -53,6 +57,7 @@ type Kind struct {
 	buildStream func(any, *Env) (StreamStage, error)
 	buildBound  func(any, *Env, []StreamStage, []string) (Stage, error)
 	depth       func(any) (Depth, string)
+	holds       func(any) string
 }
 
 // NewConfig returns a pointer to a Config with the defaults set.
@@ -72,6 +77,17 @@ func (k *Kind) Depth(config any) (Depth, string) {
 		return DepthForward, ""
 	}
 	return k.depth(config)
+}
+
+// Holds returns why a stage of this kind never lets go of a flow, or "".
+func (k *Kind) Holds(config any) string {
+	switch {
+	case k.Layer == StreamLayer:
+		return "" // it sees connections: the boundary before it holds their flows
+	case k.holds == nil:
+		return "looks at every packet"
+	}
+	return k.holds(config)
 }
 
 // Registry holds the stage kinds that a configuration may name.
@@ -113,6 +129,9 @@ func Register[C any](r *Registry, d Descriptor[C]) {
 	}
 	if d.Depth != nil {
 		k.depth = func(c any) (Depth, string) { return d.Depth(*c.(*C)) }
+	}
+	if d.Holds != nil {
+		k.holds = func(c any) string { return d.Holds(*c.(*C)) }
 	}
 	if d.Kind == "" || constructors != 1 {
 		panic(fmt.Sprintf("pipeline: stage kind %q needs a name and exactly one constructor", d.Kind))

@@ -119,7 +119,7 @@ func (w *Worker) Env() Env {
 	}
 	return Env{
 		Log: w.o.Log, Worker: w.o.ID, Workers: max(len(w.peers), 1), Ports: w.o.Infos,
-		Emitter: w, Recorder: discard{}, Wake: wake, Now: w.clock,
+		Emitter: w, Recorder: discard{}, Wake: wake, Now: w.clock, Offload: w.releases != nil,
 	}
 }
 

@@ -271,6 +271,11 @@ func TestMatchEqualsLinearSearch(t *testing.T) {
 				if got, want := s.Match(p), linear(rules, ks[i], testPorts); got != want {
 					t.Fatalf("%d rules, packet %+v: rule %d, want %d", n, ks[i], got, want)
 				}
+				reply := ks[i]
+				reply.src, reply.dst, reply.srcPort, reply.dstPort, reply.in = reply.dst, reply.src, reply.dstPort, reply.srcPort, 1-reply.in
+				if got, want := s.MatchReply(p, reply.in), linear(rules, reply, testPorts); got != want {
+					t.Fatalf("%d rules, reply to packet %+v: rule %d, want %d", n, ks[i], got, want)
+				}
 			}
 		}
 	}

@@ -76,10 +76,20 @@ func (s *Set) Bytes() int {
 	return n
 }
 
+// PerFlow reports whether all packets of a direction of a flow meet the same rule: none looks at TCP flags or at
+// fragments.
+func (s *Set) PerFlow() bool { return !s.used.has(dimFlags) && !s.used.has(dimFragment) }
+
 // Match returns the first rule that p meets, or -1. p has been parsed. It neither changes nor keeps p.
-func (s *Set) Match(p *pipeline.Packet) int {
+func (s *Set) Match(p *pipeline.Packet) int { return s.match(p, p.In, 0) }
+
+// MatchReply returns the first rule that a reply to p would meet: addresses and ports exchanged, come in by port in.
+func (s *Set) MatchReply(p *pipeline.Packet, in pipeline.PortID) int { return s.match(p, in, 1) }
+
+// match looks at p, with source and destination exchanged if swap is 1.
+func (s *Set) match(p *pipeline.Packet, in pipeline.PortID, swap int) int {
 	var sets [numDims]setRef // of the rules that p meets in each dimension
-	s.classify(p, &sets)
+	s.classify(p, in, swap, &sets)
 	best := int32(s.rules)
 	for i := range s.shapes {
 		sh := &s.shapes[i]
@@ -97,9 +107,9 @@ func (s *Set) Match(p *pipeline.Packet) int {
 }
 
 // classify looks up the packet's value in each dimension that is used.
-func (s *Set) classify(p *pipeline.Packet, sets *[numDims]setRef) {
-	if s.used.has(dimFrom) && int(p.In) < len(s.from) {
-		sets[dimFrom] = s.from[p.In]
+func (s *Set) classify(p *pipeline.Packet, in pipeline.PortID, swap int, sets *[numDims]setRef) {
+	if s.used.has(dimFrom) && int(in) < len(s.from) {
+		sets[dimFrom] = s.from[in]
 	}
 	if s.used.has(dimVLAN) {
 		sets[dimVLAN] = s.vlan.lookup(vlanKey(p.VLAN[0] & 0x0fff))
@@ -109,10 +119,10 @@ func (s *Set) classify(p *pipeline.Packet, sets *[numDims]setRef) {
 	}
 	b := p.Bytes()
 	if s.used.has(dimSrc) {
-		sets[dimSrc] = s.lookupAddr(0, p, b)
+		sets[dimSrc] = s.lookupAddr(0, swap, p, b)
 	}
 	if s.used.has(dimDst) {
-		sets[dimDst] = s.lookupAddr(1, p, b)
+		sets[dimDst] = s.lookupAddr(1, 1-swap, p, b)
 	}
 	if s.used.has(dimProto) {
 		sets[dimProto] = s.proto[p.Proto]
@@ -129,23 +139,24 @@ func (s *Set) classify(p *pipeline.Packet, sets *[numDims]setRef) {
 	}
 	l4 := b[p.L4:]
 	if s.used.has(dimSrcPort) {
-		sets[dimSrcPort] = s.port[0].lookup(portKey(binary.BigEndian.Uint16(l4)))
+		sets[dimSrcPort] = s.port[0].lookup(portKey(binary.BigEndian.Uint16(l4[2*swap:])))
 	}
 	if s.used.has(dimDstPort) {
-		sets[dimDstPort] = s.port[1].lookup(portKey(binary.BigEndian.Uint16(l4[2:])))
+		sets[dimDstPort] = s.port[1].lookup(portKey(binary.BigEndian.Uint16(l4[2-2*swap:])))
 	}
 	if s.used.has(dimFlags) && p.Proto == wire.ProtoTCP {
 		sets[dimFlags] = s.flags[wire.TCP(l4).Flags()]
 	}
 }
 
-// lookupAddr looks up the source (0) or destination (1) address.
-func (s *Set) lookupAddr(which int, p *pipeline.Packet, b []byte) setRef {
+// lookupAddr looks up, as source (0) or destination (1), the address that stands in the source's (0) or the
+// destination's (1) place.
+func (s *Set) lookupAddr(which, place int, p *pipeline.Packet, b []byte) setRef {
 	if p.IPVersion == 4 {
-		at := int(p.L3) + 12 + 4*which
+		at := int(p.L3) + 12 + 4*place
 		return s.addr[which][0].lookup(key{hi: uint64(binary.BigEndian.Uint32(b[at:])) << 32})
 	}
-	at := int(p.L3) + 8 + 16*which
+	at := int(p.L3) + 8 + 16*place
 	return s.addr[which][1].lookup(key{binary.BigEndian.Uint64(b[at:]), binary.BigEndian.Uint64(b[at+8:])})
 }
 

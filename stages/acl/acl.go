@@ -7,6 +7,7 @@ package acl
 
 import (
 	_ "embed"
+	"fmt"
 
 	"penstock/internal/match"
 	"penstock/internal/wire"
@@ -26,6 +27,14 @@ func Descriptor() pipeline.Descriptor[Config] {
 		Default:  defaults,
 		Validate: validate,
 		New:      newStage,
+		Holds: func(c Config) string {
+			for i := range c.Rules {
+				if f := &c.Rules[i].Fields; f.Flags.Set|f.Flags.Clear != 0 || f.Fragment != nil {
+					return fmt.Sprintf("rule %d looks at TCP flags or fragments, which differ from packet to packet", i+1)
+				}
+			}
+			return ""
+		},
 	}
 }
 
@@ -33,6 +42,7 @@ type stage struct {
 	set         *match.Set
 	rules       []rule
 	dropDefault bool
+	env         *pipeline.Env
 
 	unmatched, laterFragments *pipeline.Counter
 }
@@ -68,7 +78,7 @@ func newStage(c Config, env *pipeline.Env) (pipeline.Stage, error) {
 		return nil, shared.err
 	}
 	s := &stage{
-		set: shared.set, rules: make([]rule, len(c.Rules)), dropDefault: c.Default == actionDrop,
+		set: shared.set, rules: make([]rule, len(c.Rules)), dropDefault: c.Default == actionDrop, env: env,
 		unmatched:      env.Counters.Counter("unmatched", "packets that met no rule"),
 		laterFragments: env.Counters.Counter("later_fragments", "packets that were later fragments, which no rule with ports or flags can meet"),
 	}
@@ -89,6 +99,9 @@ func (s *stage) Process(b *pipeline.Batch) {
 			later++
 		}
 		i := s.set.Match(p)
+		if s.env.Offload && p.HasFlow && s.drops(i) == s.drops(s.set.MatchReply(p, s.env.Peer(p.In))) {
+			p.Release() // all packets of the flow have the same fate
+		}
 		if i < 0 {
 			unmatched++
 			if s.dropDefault {
@@ -117,4 +130,12 @@ func (s *stage) Process(b *pipeline.Batch) {
 	if later > 0 {
 		s.laterFragments.Add(later)
 	}
+}
+
+// drops reports whether rule i drops; -1 is the default.
+func (s *stage) drops(i int) bool {
+	if i < 0 {
+		return s.dropDefault
+	}
+	return s.rules[i].act == doDrop
 }

@@ -43,6 +43,14 @@ type rig struct {
 	*pipeline.Worker
 	ports [2]*pipeline.MemoryPort
 	chain *pipeline.Chain
+
+	offloaded []pipeline.ReleasedFlow
+}
+
+// Offload implements pipeline.Offloader.
+func (r *rig) Offload(flows []pipeline.ReleasedFlow) int {
+	r.offloaded = append(r.offloaded, flows...)
+	return len(flows)
 }
 
 func newRig(t testing.TB, src string) *rig {
@@ -60,7 +68,9 @@ func newRig(t testing.TB, src string) *rig {
 	for i := range r.ports {
 		r.ports[i] = pipeline.NewMemoryPort(infos[i], arena.Pool(0), 1<<16)
 	}
-	r.Worker = pipeline.NewWorker(pipeline.WorkerOptions{Ports: []pipeline.Port{r.ports[0], r.ports[1]}, Infos: infos, Pool: arena.Pool(0)})
+	r.Worker = pipeline.NewWorker(pipeline.WorkerOptions{
+		Ports: []pipeline.Port{r.ports[0], r.ports[1]}, Infos: infos, Pool: arena.Pool(0), Offloader: r,
+	})
 	if r.chain, err = spec.Build(r.Env()); err != nil {
 		t.Fatal(err)
 	}
@@ -245,6 +255,42 @@ func TestFirstRuleDecidesAndIsCounted(t *testing.T) {
 	}
 	if len(first) != 5 {
 		t.Errorf("counters: %v", first)
+	}
+}
+
+// TestRelease: the stage lets go of a flow with its first packet, unless the two
+// directions have different fates, or packets of a flow have.
+func TestRelease(t *testing.T) {
+	for _, row := range []struct {
+		name, rules string
+		frame       []byte
+		want        string // "forward", "drop", or "" if the flow stays
+	}{
+		{"no rules", "[]", tcp("10.0.0.1:1", "10.0.0.2:80", syn), "forward"},
+		{"continue", `[{action = "continue", dst_port = [80]}]`, tcp("10.0.0.1:1", "10.0.0.2:80", syn), "forward"},
+		{"forward", `[{action = "forward", dst_port = [80]}]`, tcp("10.0.0.1:1", "10.0.0.2:80", syn), "forward"},
+		{"drop one way", `[{action = "drop", dst_port = [80]}]`, tcp("10.0.0.1:1", "10.0.0.2:80", syn), ""},
+		{"drop both ways", `[{action = "drop", dst_port = [80]}, {action = "drop", src_port = [80]}]`, tcp("10.0.0.1:1", "10.0.0.2:80", syn), "drop"},
+		{"drop replies by port", `[{action = "drop", from = "wan", src_port = [80]}]`, tcp("10.0.0.1:1", "10.0.0.2:80", syn), ""},
+		{"udp", `[{action = "drop", dst_port = [53]}]`, udp("10.0.0.1:1", "10.0.0.2:54"), "forward"},
+		{"a rule about flags", `[{action = "drop", proto = "tcp", flags = "rst"}]`, tcp("10.0.0.1:1", "10.0.0.2:80", syn), ""},
+		{"a rule about fragments", `[{action = "drop", fragment = true}]`, tcp("10.0.0.1:1", "10.0.0.2:80", syn), ""},
+		{"no ports", "[]", pipelinetest.IP("10.0.0.1", "10.0.0.2", 47), ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := newRig(t, "[[steer]]\nto = \"a\"\n[[chain]]\nname = \"a\"\n[[chain.stage]]\nkind = \"acl\"\nrules = "+row.rules+"\n")
+			r.send(t, 0, row.frame)
+			got := ""
+			if len(r.offloaded) == 1 {
+				got = "forward"
+				if r.offloaded[0].Drop {
+					got = "drop"
+				}
+			}
+			if got != row.want || len(r.offloaded) > 1 {
+				t.Errorf("offloaded %+v, want %q", r.offloaded, row.want)
+			}
+		})
 	}
 }
 

@@ -162,8 +162,8 @@ func TestFirstSocketLeaves(t *testing.T) {
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	third := w.open(t, u, 2, nil)
-	// The number of the first is not used again while its frames are out.
+	third := w.open(t, u, 2, &xsk.SocketOptions{Prefill: take(t, pool, 5)})
+	// The frames of the first are told from those of the third.
 	if n := reclaim(first, pool); n != 10 {
 		t.Errorf("%d frames came back, want 10", n)
 	}

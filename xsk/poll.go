@@ -16,7 +16,9 @@ const pendingWait = time.Millisecond
 // another goroutine calls Wake.
 //
 // It is built on edge-triggered epoll, because poll(2) on a copy-mode socket
-// sends what is in its TX ring, each time (net/xdp/xsk.c, xsk_poll).
+// sends what is in its TX ring, each time (net/xdp/xsk.c, xsk_poll). With epoll
+// the kernel looks at a socket, and may send packets that Kick has left over,
+// only in the first wait after something has arrived.
 type Poller struct {
 	epfd    int
 	wakefd  int
@@ -110,8 +112,7 @@ func (p *Poller) Close() error {
 }
 
 // Poll waits up to timeout (negative: for ever) until a packet has been
-// received, without sending anything. See [Poller] for waiting on several
-// sockets. It returns nil, whether there is a packet or not, or [ErrClosed].
+// received. It is a [Poller] of one socket. It returns nil, whether there is a packet or not, or [ErrClosed].
 func (s *Socket) Poll(timeout time.Duration) error {
 	if s.closed {
 		return ErrClosed

@@ -271,6 +271,33 @@ func TestTakeOverOfOddLeftovers(t *testing.T) {
 	}
 }
 
+// An interface index says nothing without its namespace: a pinned link of another one is not taken for ours.
+func TestLeftoverOfAnotherNamespace(t *testing.T) {
+	root := bpffs(t)
+	pinned := func(o *Options) { o.PinRoot = root }
+	a := inline(t, lab.VethOptions{}, pinned)
+	a.attach(ModeNative)
+	if err := a.Leave(); err != nil {
+		t.Fatal(err)
+	}
+	b := inline(t, lab.VethOptions{}, pinned) // the same indices
+	if a.opts.Ports[0].Ifindex != b.opts.Ports[0].Ifindex {
+		t.Fatalf("indices %d and %d: the test would prove nothing", a.opts.Ports[0].Ifindex, b.opts.Ports[0].Ifindex)
+	}
+	b.attach(ModeNative)
+	for port := range 2 {
+		if !b.runsOurs(port) {
+			t.Errorf("port %d does not run our program", port)
+		}
+		if _, prog := a.attached(port); prog != 0 {
+			t.Errorf("port %d in the other namespace still runs program %d", port, prog)
+		}
+	}
+	if err := b.echo(b.ServerIP4, patience); err != nil {
+		t.Error(err)
+	}
+}
+
 // A process that is killed leaves the wire connected: its links are pinned, its sockets are gone.
 func TestKilledProcess(t *testing.T) {
 	root := bpffs(t)

@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"bytes"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -101,6 +102,25 @@ func TestQueueDecidesTheSocket(t *testing.T) {
 		})
 		if err != nil || got != want {
 			t.Errorf("queue %d: action %d, %v; want %d", queue, got, err, want)
+		}
+	}
+}
+
+// Metadata that a driver has put before a packet gives way to ours, which ends where the packet begins.
+func TestMetadataReplacesTheDrivers(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.Rules = all })
+	packet := tcp4(t, "S", 10)
+	for _, size := range []int{0, 4, 8, 16, 32} {
+		opts := &ebpf.RunOptions{
+			Data: append(bytes.Repeat([]byte{0xee}, size), packet...), DataOut: make([]byte, 512),
+			Context: &xdpContext{Data: uint32(size), DataEnd: uint32(size + len(packet))},
+		}
+		if action, err := r.ports[0].prog.Run(opts); err != nil || action != 4 {
+			t.Fatalf("%d bytes of metadata: action %d, %v", size, action, err)
+		}
+		chain, hash, ok := ReadMeta(opts.DataOut)
+		if !ok || chain != 7 || hash != hashOf(t, packet) || !bytes.Equal(opts.DataOut[MetaSize:], packet) {
+			t.Errorf("%d bytes of metadata became %x", size, opts.DataOut)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -120,6 +121,15 @@ func TestFlowTableFull(t *testing.T) {
 		t.Errorf("%d entries, want 2: a half-installed flow was left behind", n)
 	}
 
+	// A datagram that finds no room stays together.
+	first, later := frag4(t, 1, 0, true, isUDP, datagram(64)), frag4(t, 1, 32, false, isUDP, make([]byte, 40))
+	if got, want := r.run(0, first).fate(), (fate{VerdictPeer, "flow_table_full"}); got != want {
+		t.Errorf("first fragment: got %v, want %v", got, want)
+	}
+	if got, want := r.run(0, later).fate(), (fate{VerdictPeer, "fragment_known"}); got != want {
+		t.Errorf("later fragment: got %v, want %v", got, want)
+	}
+
 	// Room for one entry only: none is written.
 	r.forget()
 	one := FlowKey{Src: flowOf(t, tcp6(t, "S", 0)).Src, Dst: flowOf(t, tcp6(t, "S", 0)).Dst, Proto: 99}
@@ -233,6 +243,33 @@ func TestFlowCounts(t *testing.T) {
 	}
 }
 
+func TestLastSeenMoves(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.Rules = all })
+	syn, reply := tcp4(t, "S", 0), tcp4Reply(t, "SA", 0)
+	r.run(0, syn)
+	for port, packet := range [][]byte{syn, reply} {
+		for _, p := range [][]byte{syn, reply} {
+			k := flowOf(t, p).raw()
+			v, err := r.flow(&k)
+			if err != nil {
+				t.Fatal(err)
+			}
+			v.LastSeen = 1
+			if err := r.flows.Put(&k, v); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.run(port, packet)
+		e := r.entries()
+		if now, seen := Now(), e[flowOf(t, packet)].LastSeen; seen > now || seen < now-time.Second {
+			t.Errorf("port %d: last seen at %v, it is %v", port, seen, now)
+		}
+		if seen := e[flowOf(t, packet).Reverse()].LastSeen; seen != 1 {
+			t.Errorf("port %d: the other direction was seen at %v", port, seen)
+		}
+	}
+}
+
 // The ports of a dead connection are used again: the new one is not expired as closed.
 func TestSYNReopensAFlow(t *testing.T) {
 	r := newRig(t, func(o *Options) { o.Rules = all })
@@ -259,6 +296,19 @@ func TestSYNReopensAFlow(t *testing.T) {
 			t.Errorf("the beginner is marked as the reply: %+v", e)
 		}
 	}
+	// One direction is left over from a dead connection.
+	r.forget()
+	r.run(0, tcp4(t, "S", 0))
+	r.run(0, tcp4(t, "FA", 0))
+	lost := flowOf(t, tcp4Reply(t, "SA", 0)).raw()
+	if err := r.flows.Delete(&lost); err != nil {
+		t.Fatal(err)
+	}
+	r.run(0, tcp4(t, "S", 0))
+	if e := r.entries(); len(e) != 2 || e[flowOf(t, tcp4(t, "S", 0))].TCPFlags != 0x02 {
+		t.Errorf("SYN on half of a dead flow: %+v", e)
+	}
+
 	// A SYN on a flow that is alive changes nothing but counts.
 	r.forget()
 	r.run(0, tcp4(t, "S", 0))

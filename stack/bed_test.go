@@ -139,28 +139,7 @@ func newBed(t testing.TB, o bedOptions) *bed {
 	}
 	b.ports[wan].lose = o.lose
 	b.worker = pipeline.NewWorker(pipeline.WorkerOptions{Ports: ports, Infos: infos, Pool: b.pool, Waiter: waiter})
-	var r pipeline.Registry
-	pipeline.Register(&r, pipeline.Descriptor[struct{}]{Kind: "tcp", Affinity: true,
-		NewBoundary: func(_ struct{}, env *pipeline.Env, _ []pipeline.StreamStage, _ []string) (pipeline.Stage, error) {
-			so := stack.DefaultOptions()
-			so.Streams = o.streams
-			if o.options != nil {
-				o.options(&so)
-			}
-			s, err := stack.New(env, so)
-			if err != nil {
-				return nil, err
-			}
-			b.stage = &boundary{s, env.Now}
-			return b.stage, nil
-		}})
-	kind := r.Lookup("tcp")
-	spec := pipeline.ChainSpec{Name: "test", Stages: []pipeline.StageSpec{{Kind: kind, Config: kind.NewConfig()}}}
-	chain, err := spec.Build(b.worker.Env())
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.worker.SetChains([]*pipeline.Chain{chain}, []bool{true})
+	b.build(o.options, o.streams)
 	if !o.noHosts {
 		cl := &etherLink{mac: clientMAC, peer: serverMAC, mtu: 1500, vlan: o.vlan, out: b.ports[lan].send}
 		sl := &etherLink{mac: serverMAC, peer: clientMAC, mtu: 1500, vlan: o.vlan, out: b.ports[wan].send}
@@ -168,33 +147,7 @@ func newBed(t testing.TB, o bedOptions) *bed {
 		b.server = newHost(t, sl, server4, server6)
 		b.ports[lan].deliver, b.ports[wan].deliver = cl.receive, sl.receive
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	if !o.noRun {
-		go func() { done <- b.worker.Run(ctx) }()
-	} else {
-		done <- nil
-	}
-	var once sync.Once
-	b.stop = func() {
-		b.stopped = true
-		once.Do(func() {
-			cancel()
-			b.worker.Call(func() {}) // wakes it
-			if err := <-done; err != nil {
-				t.Errorf("worker: %v", err)
-			}
-			if err := b.worker.Close(); err != nil {
-				t.Errorf("close worker: %v", err)
-			}
-			if s := b.worker.Stats(); !s.Totals.Balanced() || s.Panics != 0 || s.Pool.DoubleFrees != 0 {
-				t.Errorf("totals after close: %+v, panics %d, double frees %d", s.Totals, s.Panics, s.Pool.DoubleFrees)
-			}
-			if b.pool.Free() != b.pool.Total() {
-				t.Errorf("free frames after close: got %d, want %d", b.pool.Free(), b.pool.Total())
-			}
-		})
-	}
+	b.run(o.noRun)
 	t.Cleanup(func() {
 		if t.Failed() && !o.noRun && !b.stopped {
 			b.describe()
@@ -207,6 +160,64 @@ func newBed(t testing.TB, o bedOptions) *bed {
 		eventually(t, "goroutines back where they were", func() bool { return runtime.NumGoroutine() <= b.before })
 	})
 	return b
+}
+
+// build gives the worker a chain of nothing but a boundary.
+func (b *bed) build(options func(*stack.Options), streams []pipeline.StreamStage) {
+	b.t.Helper()
+	var r pipeline.Registry
+	pipeline.Register(&r, pipeline.Descriptor[struct{}]{Kind: "tcp", Affinity: true,
+		NewBoundary: func(_ struct{}, env *pipeline.Env, _ []pipeline.StreamStage, _ []string) (pipeline.Stage, error) {
+			so := stack.DefaultOptions()
+			so.Streams = streams
+			if options != nil {
+				options(&so)
+			}
+			s, err := stack.New(env, so)
+			if err != nil {
+				return nil, err
+			}
+			b.stage = &boundary{s, env.Now}
+			return b.stage, nil
+		}})
+	kind := r.Lookup("tcp")
+	spec := pipeline.ChainSpec{Name: "test", Stages: []pipeline.StageSpec{{Kind: kind, Config: kind.NewConfig()}}}
+	chain, err := spec.Build(b.worker.Env())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.worker.SetChains([]*pipeline.Chain{chain}, []bool{true})
+}
+
+// run starts the worker, unless it is to be still, and makes stop.
+func (b *bed) run(still bool) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	if !still {
+		go func() { done <- b.worker.Run(ctx) }()
+	} else {
+		done <- nil
+	}
+	var once sync.Once
+	b.stop = func() {
+		b.stopped = true
+		once.Do(func() {
+			cancel()
+			b.worker.Call(func() {}) // wakes it
+			if err := <-done; err != nil {
+				b.t.Errorf("worker: %v", err)
+			}
+			if err := b.worker.Close(); err != nil {
+				b.t.Errorf("close worker: %v", err)
+			}
+			if s := b.worker.Stats(); !s.Totals.Balanced() || s.Panics != 0 || s.Pool.DoubleFrees != 0 {
+				b.t.Errorf("totals after close: %+v, panics %d, double frees %d", s.Totals, s.Panics, s.Pool.DoubleFrees)
+			}
+			if b.pool.Free() != b.pool.Total() {
+				b.t.Errorf("free frames after close: got %d, want %d", b.pool.Free(), b.pool.Total())
+			}
+		})
+	}
 }
 
 // count returns a counter of the stage.

@@ -47,7 +47,7 @@ func newBed(ctx context.Context, dir string, o options) (b *bed, err error) {
 	b = &bed{options: o, ctx: ctx, dir: dir, sites: map[bool]*site{}}
 	defer func() {
 		if err != nil {
-			b.close()
+			err = errors.Join(err, b.close())
 		}
 	}()
 	if b.script, err = writeFile(dir, "result.lua", wrkScript); err != nil {
@@ -106,12 +106,13 @@ func buildSite(routed, plainPeers bool) (*site, error) {
 	return &site{t.Client, t.Appliance, t.Server, t.ServerIP4, t.LANIf, t.WANIf, t.ClientIf}, nil
 }
 
-func (b *bed) close() {
+// close ends the servers and removes all namespaces.
+func (b *bed) close() error {
 	for i := len(b.stops) - 1; i >= 0; i-- {
 		b.stops[i]()
 	}
 	b.stops = nil
-	_ = lab.CloseAll() // main reports it
+	return lab.CloseAll()
 }
 
 const nginxConf = `daemon off; master_process off; worker_processes 1; user root;

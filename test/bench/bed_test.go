@@ -83,7 +83,11 @@ func TestRedirect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.close()
+	defer func() {
+		if err := b.close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	g := o.gateways[0]
 	results := b.measure(ctx, g, 0, func(result) {})
 	if len(results) != 1 || results[0].Failed != "" {

@@ -17,6 +17,9 @@ type gateway struct {
 	routed      bool     // its place is the Routed topology
 	onlyAddress bool     // the server sees the client's address, but another port
 	needs       []string // programs that it is, or is set up by
+	config      string   // of penstock; with it there is no start
+	depth       string   // at which penstock's chain must run
+	binary      string   // of penstock; "": the one to measure
 	start       func(ctx context.Context, b *bed, s *site) (*running, error)
 }
 
@@ -79,9 +82,9 @@ func (r *running) add(p *process) {
 func gateways() []gateway {
 	return []gateway{
 		{name: "redirect", about: "XDP redirect NIC to NIC, no look-up, no counter: the limit", start: startRedirect},
-		{name: "forward", about: "penstock, AF_XDP, a chain without stages", start: startForward},
-		{name: "terminate", about: "penstock, AF_XDP, tcp stage at depth terminate", start: startChain("terminate", terminateChain)},
-		{name: "terminate+http", about: "the same, and the http stage", start: startChain("terminate", terminateChain+httpStage)},
+		{name: "forward", about: "penstock, AF_XDP, a chain without stages", config: shipped("forward.toml"), depth: "forward"},
+		{name: "terminate", about: "penstock, AF_XDP, tcp stage at depth terminate", config: terminateChain, depth: "terminate"},
+		{name: "terminate+http", about: "the same, and the http stage", config: terminateChain + httpStage, depth: "terminate"},
 		{name: "haproxy-tcp", about: "HAProxy, mode tcp, TPROXY", routed: true, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxy("tcp")},
 		{name: "haproxy-http", about: "HAProxy, mode http, TPROXY", routed: true, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxy("http")},
 		{name: "nginx-stream", about: "nginx, stream proxy, TPROXY", routed: true, onlyAddress: true, needs: []string{"nginx", "nft", "ip"}, start: startNginx},
@@ -118,35 +121,46 @@ const httpStage = `
   deny_hosts = ["*.ads.example"]
 `
 
-// startForward runs the configuration that is shipped for this.
-func startForward(ctx context.Context, b *bed, s *site) (*running, error) {
-	text, err := configs.FS.ReadFile("forward.toml")
+// shipped returns a configuration that is shipped. A test loads each of them, so
+// that it exists.
+func shipped(name string) string {
+	text, err := configs.FS.ReadFile(name)
 	if err != nil {
-		return nil, err
+		panic(err)
 	}
-	return startPenstock(ctx, b, s, string(text), "forward")
+	return string(text)
 }
 
-func startChain(depth, text string) func(context.Context, *bed, *site) (*running, error) {
-	return func(ctx context.Context, b *bed, s *site) (*running, error) {
-		return startPenstock(ctx, b, s, text, depth)
+// against adds to penstock's gateways the same ones run by another binary.
+func against(list []gateway, binary string) (out []gateway) {
+	for _, g := range list {
+		out = append(out, g)
+		if g.config != "" {
+			g.name, g.about, g.binary = g.name+"@other", g.about+", the other binary", binary
+			out = append(out, g)
+		}
 	}
+	return out
 }
 
-// startPenstock runs a configuration under a name of its own.
-func startPenstock(ctx context.Context, b *bed, s *site, text, depth string) (*running, error) {
+// startPenstock runs a gateway's configuration under a name of its own.
+func startPenstock(ctx context.Context, b *bed, s *site, g gateway) (*running, error) {
+	binary := b.penstock
+	if g.binary != "" {
+		binary = g.binary
+	}
 	socket := filepath.Join(b.dir, "control.sock")
 	head := fmt.Sprintf("[appliance]\nname = %q\ncontrol = %q\nmetrics = \"\"\ndrain_timeout = \"1s\"\n", s.gateway.Lab().Name(), socket)
-	own := strings.Replace(text, "[appliance]\n", head, 1)
+	own := strings.Replace(g.config, "[appliance]\n", head, 1)
 	own = strings.Replace(own, `on_exit = "open"`, `on_exit = "closed"`, 1) // else it would go on bridging
-	if own == text || !strings.Contains(own, `"closed"`) {
+	if own == g.config || !strings.Contains(own, `"closed"`) {
 		return nil, fmt.Errorf("adapt configuration: no [appliance] with on_exit = \"open\" in it")
 	}
 	file, err := writeFile(b.dir, "penstock.toml", own)
 	if err != nil {
 		return nil, err
 	}
-	p, err := start(ctx, s.gateway, gatewayCPU, []string{"GOMAXPROCS=1"}, b.penstock, "run", "--log-level", "warn", file)
+	p, err := start(ctx, s.gateway, gatewayCPU, []string{"GOMAXPROCS=1"}, binary, "run", "--log-level", "warn", file)
 	if err != nil {
 		return nil, err
 	}
@@ -164,7 +178,7 @@ func startPenstock(ctx context.Context, b *bed, s *site, text, depth string) (*r
 		_ = r.stop()
 		return nil, fmt.Errorf("start penstock: %w%s", err, p.log)
 	}
-	if err := asExpected(st, depth); err != nil {
+	if err := asExpected(st, g.depth); err != nil {
 		_ = r.stop()
 		return nil, err
 	}

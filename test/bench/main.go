@@ -57,9 +57,6 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	ok, err := run(ctx, o)
 	stop()
-	if closing := lab.CloseAll(); err == nil {
-		err = closing
-	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 	}
@@ -77,6 +74,7 @@ func parseOptions(args []string) (o options, err error) {
 	fs.IntVar(&o.seconds, "seconds", 2, "length of one load")
 	fs.StringVar(&o.json, "json", "", "write all measurements and conditions to this file")
 	fs.StringVar(&o.penstock, "penstock", "bin/penstock", "the binary to measure")
+	other := fs.String("against", "", "another penstock binary, to compare with in the same run")
 	fs.StringVar(&o.root, "root", ".", "root of the source tree, for the benchmark of package xsk")
 	fs.BoolVar(&o.xsk, "xsk", true, "run the benchmark of package xsk beside its peers as well")
 	fs.BoolVar(&o.plainPeers, "plain-peers", false, "turn TSO, GSO and TX checksums off at the kernel gateways' own interfaces too")
@@ -101,6 +99,12 @@ func parseOptions(args []string) (o options, err error) {
 	}
 	if o.penstock, err = filepath.Abs(o.penstock); err != nil {
 		return o, err
+	}
+	if *other != "" {
+		if *other, err = filepath.Abs(*other); err != nil {
+			return o, err
+		}
+		o.gateways = against(o.gateways, *other)
 	}
 	if o.profile != "" {
 		if o.profile, err = filepath.Abs(o.profile); err == nil {
@@ -168,7 +172,7 @@ func run(ctx context.Context, o options) (ok bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	defer b.close()
+	defer func() { err = errors.Join(err, b.close()) }()
 	r.Conditions.Offloads = b.describeOffloads()
 	began := time.Now()
 	for round := range o.rounds {

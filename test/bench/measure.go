@@ -53,7 +53,11 @@ func (b *bed) measure(ctx context.Context, g gateway, round int, each func(resul
 		return blank(fmt.Sprintf("not installed: %s", strings.Join(missing, ", ")), true)
 	}
 	s := b.sites[g.routed]
-	r, err := g.start(ctx, b, s)
+	begin := g.start
+	if g.config != "" {
+		begin = func(ctx context.Context, b *bed, s *site) (*running, error) { return startPenstock(ctx, b, s, g) }
+	}
+	r, err := begin(ctx, b, s)
 	if err != nil {
 		return blank(err.Error(), false)
 	}

@@ -178,3 +178,10 @@ func TestParseRetransmits(t *testing.T) {
 		t.Error("no error where the counter is missing")
 	}
 }
+
+func TestAgainst(t *testing.T) {
+	got := strings.Join(names(against(gateways()[:3], "/other")), " ")
+	if got != "redirect forward forward@other terminate terminate@other" {
+		t.Errorf("got %s", got)
+	}
+}

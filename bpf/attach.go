@@ -151,7 +151,7 @@ func occupied(err error, l netlink.Link) error {
 	}
 	prog := fmt.Sprintf("id %d", x.ProgId)
 	if p, perr := ebpf.NewProgramFromID(ebpf.ProgramID(x.ProgId)); perr == nil {
-		if info, ierr := p.Info(); ierr == nil {
+		if info, ierr := p.Info(); ierr == nil && info.Name != "" {
 			prog += ", name " + info.Name
 		}
 		p.Close()
@@ -160,7 +160,7 @@ func occupied(err error, l netlink.Link) error {
 	if x.AttachMode == xdpAttachedSKB {
 		mend = "ip link set dev " + name + " xdpgeneric off"
 	}
-	if id, ok := linkOn(l.Attrs().Index); ok {
+	if id, ok := linkOn(l.Attrs().Index, x.ProgId); ok {
 		mend = fmt.Sprintf("end the process that holds it, or: bpftool link detach id %d", id)
 	}
 	return fmt.Errorf("another XDP program is attached (%s); mend: %s: %w", prog, mend, err)
@@ -169,8 +169,9 @@ func occupied(err error, l netlink.Link) error {
 // xdpAttachedSKB is XDP_ATTACHED_SKB of linux/if_link.h.
 const xdpAttachedSKB = 2
 
-// linkOn finds the BPF link that holds the XDP program of an interface.
-func linkOn(ifindex int) (link.ID, bool) {
+// linkOn finds the BPF link that holds the XDP program of an interface. Links say the index of their interface but not
+// its network namespace, so that the program must be the one that is on ours.
+func linkOn(ifindex int, prog uint32) (link.ID, bool) {
 	var it link.Iterator
 	defer it.Close()
 	for it.Next() {
@@ -178,7 +179,7 @@ func linkOn(ifindex int) (link.ID, bool) {
 		if err != nil || info.Type != link.XDPType {
 			continue
 		}
-		if x := info.XDP(); x != nil && int(x.Ifindex) == ifindex {
+		if x := info.XDP(); x != nil && int(x.Ifindex) == ifindex && uint32(info.Program) == prog {
 			return info.ID, true
 		}
 	}

@@ -20,7 +20,7 @@ func (c *checker) chains() {
 			c.add(path+".name", "%q is what a rule says to send flows past all chains: want another name", t.Name)
 		}
 		c.name(seen, path, t.Name, "the chain's name, for use in rules and figures")
-		chain := Chain{Name: t.Name, Offload: t.Offload, Line: c.ix.line(path), Spec: pipeline.ChainSpec{Name: t.Name}}
+		chain := Chain{Name: t.Name, Offload: t.Offload, Line: c.ix.line(path), Spec: pipeline.ChainSpec{Name: t.Name, KeepFlows: t.Offload == "never"}}
 		if n := len(t.Stage); n > MaxStages {
 			c.addIn(element(path+".stage", MaxStages), path, "want at most %d stages in a chain, got %d", MaxStages, n)
 			t.Stage = t.Stage[:MaxStages]

@@ -88,7 +88,6 @@ type stream struct {
 type message struct {
 	inBody bool
 	body   body
-	head   int // bytes of the head at the front looked through so far
 }
 
 // Data implements pipeline.Stream.

@@ -296,6 +296,23 @@ func TestLeftoverOfAnotherNamespace(t *testing.T) {
 	if err := b.echo(b.ServerIP4, patience); err != nil {
 		t.Error(err)
 	}
+
+	// Not even if somebody else's program runs on the interface here.
+	if err := b.Leave(); err != nil {
+		t.Fatal(err)
+	}
+	c := inline(t, lab.VethOptions{}, nil)
+	c.in(func() error {
+		l, err := netlink.LinkByIndex(c.opts.Ports[0].Ifindex)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetXdpFd(l, passProgram(t).FD())
+	})
+	c.load(pinned)
+	if err := c.Appliance.Do(func() error { _, err := c.Attach(0); return err }); !isBusy(err) {
+		t.Errorf("attached over a stranger's program by way of another namespace: %v", err)
+	}
 }
 
 // A process that is killed leaves the wire connected: its links are pinned, its sockets are gone.

@@ -91,6 +91,8 @@ type leg struct {
 	gotFIN    bool       // its end has finished, and the relay has read everything
 	sentFIN   bool       // netstack was told to finish
 	firstSent bool       // iss is known
+	asked     bool       // the endpoint is closed, and was asked whether by an error
+	failed    bool       // it was
 
 	iss     uint32 // ours
 	isn     uint32 // its end's
@@ -161,12 +163,23 @@ func (l *leg) over() bool {
 func (l *leg) finished() bool { return l.gotFIN && l.sentFIN && l.acked == l.iss+l.written+2 }
 
 // dead reports whether the connection ended otherwise than by both FINs.
+//
+// A closed endpoint is not dead if netstack has sent our FIN: what its end has
+// sent can still be read, after TIME_WAIT too. But a reset that meets
+// CLOSE_WAIT closes the endpoint as well, with an error.
 func (l *leg) dead() bool {
 	switch l.state() {
 	case tcp.StateError:
 		return true
 	case tcp.StateClose:
-		return !l.gotFIN || !l.sentFIN
+		if l.ep == nil || !l.sentFIN {
+			return !l.gotFIN || !l.sentFIN
+		}
+		if !l.asked {
+			l.asked = true
+			l.failed = l.ep.LastError() != nil
+		}
+		return l.failed
 	}
 	return false
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -146,6 +147,67 @@ func TestResetWaits(t *testing.T) {
 			eventually(t, "no flow left", func() bool { return b.flows() == 0 })
 		})
 	}
+}
+
+// TestSlowReader: the server has finished, and even its TIME_WAIT is over, before
+// the client takes what it sent.
+func TestSlowReader(t *testing.T) {
+	b := newBed(t, bedOptions{noHosts: true, options: func(o *stack.Options) {
+		o.TimeWait, o.SendBuffer, o.SendBufferMax = 20*time.Millisecond, 16<<10, 16<<10
+	}})
+	c, s, cSeq, cAck, sSeq, sAck := b.open(addr(client4, 5000), addr(server4, 80))
+	c.template.window = 0
+	c.send(wire.FlagACK|wire.FlagFIN, cSeq, cAck, nil, nil)
+	cSeq++
+	s.expect(wire.FlagFIN)
+	sAck++
+	data := noise(3, 100_000)
+	for off := 0; off < len(data); off += 1000 {
+		s.send(wire.FlagACK, sSeq+uint32(off), sAck, nil, data[off:off+1000])
+		if off%10_000 == 0 {
+			s.expectWhere("acknowledgment", func(s segment) bool { return int32(s.tcp.Ack()-(sSeq+uint32(off))) > 0 })
+		}
+	}
+	s.send(wire.FlagACK|wire.FlagFIN, sSeq+uint32(len(data)), sAck, nil, nil)
+	s.expectWhere("acknowledgment", func(s segment) bool { return s.tcp.Ack() == sSeq+uint32(len(data))+1 })
+	eventually(t, "the server's leg closed", func() bool {
+		lines := make(chan []string)
+		b.worker.Call(func() { lines <- b.stage.Describe() })
+		return strings.Contains(strings.Join(<-lines, ""), "CLOSED")
+	})
+	c.template.window = 65535
+	got := 0
+	for got < len(data) {
+		c.send(wire.FlagACK, cSeq, cAck+uint32(got), nil, nil)
+		d := c.expectWhere("data", func(d segment) bool {
+			if d.tcp.Flags().Has(wire.FlagRST) {
+				t.Fatal("the client was reset")
+			}
+			return len(d.tcp.Payload()) > 1 && d.tcp.Seq() == cAck+uint32(got)
+		})
+		if !bytes.Equal(d.tcp.Payload(), data[got:got+len(d.tcp.Payload())]) {
+			t.Fatal("other bytes came than were sent")
+		}
+		got += len(d.tcp.Payload())
+	}
+	c.send(wire.FlagACK, cSeq, cAck+uint32(got), nil, nil)
+	c.expect(wire.FlagFIN)
+	c.send(wire.FlagACK, cSeq, cAck+uint32(got)+1, nil, nil)
+	eventually(t, "connection closed", func() bool { return b.count("closed") == 1 })
+	b.wantCount("resets", 0)
+}
+
+// TestResetInCloseWait: an end that has finished may still reset.
+func TestResetInCloseWait(t *testing.T) {
+	b := newBed(t, bedOptions{noHosts: true})
+	c, s, cSeq, cAck, sSeq, sAck := b.open(addr(client4, 5000), addr(server4, 80))
+	c.send(wire.FlagACK|wire.FlagFIN, cSeq, cAck, nil, nil)
+	s.expect(wire.FlagFIN)
+	s.send(wire.FlagACK, sSeq, sAck+1, nil, nil)
+	c.send(wire.FlagRST, cSeq+1, 0, nil, nil)
+	s.expect(wire.FlagRST)
+	eventually(t, "no flow left", func() bool { return b.flows() == 0 })
+	b.wantCount("resets", 1)
 }
 
 func TestTimeouts(t *testing.T) {

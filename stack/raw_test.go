@@ -136,7 +136,7 @@ func (p *player) expectWhere(what string, ok func(segment) bool) segment {
 			}
 		}
 		if time.Now().After(end) {
-			for _, f := range frames {
+			for _, f := range frames[max(0, len(frames)-30):] {
 				p.t.Logf("in=%v %s", f.in, wire.Summary(f.frame))
 			}
 			p.t.Fatalf("not within 5 s: %s", what)

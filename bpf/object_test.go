@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -8,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -180,6 +182,43 @@ func TestFlowHash(t *testing.T) {
 	for i, n := range buckets {
 		if n < 25 || n > 80 {
 			t.Errorf("bucket %d of 8 has %d of 400 flows", i, n)
+		}
+	}
+}
+
+// Where the pinned compiler is at hand, the object is made again and is the same to the byte.
+func TestObjectIsReproducible(t *testing.T) {
+	b, err := os.ReadFile("gen.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, ok := strings.Cut(string(b), "//go:generate go run ")
+	line, _, _ = strings.Cut(line, "\n")
+	words := strings.Fields(line)
+	if !ok || len(words) < 2 {
+		t.Fatal("gen.go has no line that runs bpf2go")
+	}
+	for _, tool := range []string{"clang-14", "llvm-strip-14"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("the object is not made again here: %v", err)
+		}
+	}
+	dir := t.TempDir()
+	cmd := exec.Command("go", append([]string{"run", words[0], "-output-dir", dir, "-go-package", "bpf"}, words[1:]...)...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, name := range []string{"steer_bpfel.o", "steer_bpfel.go"} {
+		committed, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		made, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(committed, made) {
+			t.Errorf("%s differs from what its sources make now; mend: go generate ./bpf", name)
 		}
 	}
 }

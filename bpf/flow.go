@@ -32,6 +32,7 @@ type FlowEntry struct {
 	FlowKey
 	Chain    uint16
 	Hash     uint32 // FlowHash: equal in both directions
+	Action   Action // ToChain; Bypass or Drop if the flow is offloaded
 	Reply    bool   // not the direction that began the flow
 	InPort   int    // port the last packet of this direction arrived at, -1: none did yet
 	TCPFlags uint8  // OR of all flag bytes of this direction
@@ -119,7 +120,7 @@ func entryOf(k *steerFlowKey, v *steerFlow) FlowEntry {
 			SrcPort: swap16(k.Sport), DstPort: swap16(k.Dport),
 			Proto: k.Proto, VLAN: k.Vlan,
 		},
-		Chain: v.Chain, Hash: v.Hash, Reply: v.Reply != 0, InPort: int(v.InPort), TCPFlags: uint8(v.TcpFlags),
+		Chain: v.Chain, Hash: v.Hash, Action: Action(v.Action), Reply: v.Reply != 0, InPort: int(v.InPort), TCPFlags: uint8(v.TcpFlags),
 		Packets: v.Packets, Bytes: v.Bytes,
 		Start: time.Duration(v.Start), LastSeen: time.Duration(v.LastSeen),
 	}

@@ -99,6 +99,14 @@ static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, 
 	return deliver(ctx, chain, hash, REASON_FLOW_NEW);
 }
 
+static __always_inline int offloaded(struct xdp_md *ctx, struct packet *p, __u8 action)
+{
+	fragment_note(p, action, 0, 0);
+	if (action == ACTION_DROP)
+		return steer_exit(ctx, VERDICT_DROP, REASON_FLOW_OFFLOADED);
+	return steer_default(ctx, REASON_FLOW_OFFLOADED);
+}
+
 static __always_inline int steer_flow(struct xdp_md *ctx, struct packet *p)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, &p->key);
@@ -107,6 +115,11 @@ static __always_inline int steer_flow(struct xdp_md *ctx, struct packet *p)
 	if (!f)
 		return steer_new_flow(ctx, p, now);
 	flow_count(p, f, frame_len(ctx), now);
+	if (f->action != ACTION_CHAIN) {
+		if (!is_pure_syn(p))
+			return offloaded(ctx, p, f->action);
+		flow_recall(p, f);
+	}
 	fragment_note(p, ACTION_CHAIN, f->chain, f->hash);
 	return deliver(ctx, f->chain, f->hash, REASON_FLOW_KNOWN);
 }

@@ -99,6 +99,20 @@ static __noinline void flow_reopen(struct packet *p, struct flow *f, __u64 now)
 	}
 }
 
+/* A SYN on an offloaded flow may begin another connection, and the stages want to see it: both directions go up again, until
+ * the flow is offloaded anew. */
+static __noinline void flow_recall(struct packet *p, struct flow *f)
+{
+	struct flow_key other_way;
+	struct flow *r;
+
+	flow_reverse(&p->key, &other_way);
+	f->action = ACTION_CHAIN;
+	r = bpf_map_lookup_elem(&flows, &other_way);
+	if (r)
+		r->action = ACTION_CHAIN;
+}
+
 /* Counts p in its flow. Atomic, since RSS may move a flow from one queue to another, and veth does so freely. */
 static __always_inline void flow_count(struct packet *p, struct flow *f, __u64 bytes, __u64 now)
 {

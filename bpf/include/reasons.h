@@ -12,6 +12,8 @@
 	X(FRAGMENT_KNOWN)  /* a later fragment, treated as its first fragment was */                                                       \
 	X(ICMP_ERROR)      /* an ICMP error that quotes a packet of a known flow */                                                        \
 	X(NO_METADATA)     /* went to the socket without metadata: the driver has no room for it */                                        \
+	/* default action, or drop: what the flow's stages decided for all its packets */                                                  \
+	X(FLOW_OFFLOADED)  /* no stage wants the flow any more */                                                                          \
 	/* default action */                                                                                                               \
 	X(NOT_IP)          /* ARP, LLDP, STP, MPLS, ...: neither IPv4 nor IPv6 */                                                          \
 	X(VLAN_DEPTH)      /* more than two VLAN tags */                                                                                   \

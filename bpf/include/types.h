@@ -82,7 +82,7 @@ struct flow {
 	__u32 tcp_flags; /* OR of all flag bytes of this direction since the flow began */
 	__u16 chain;
 	__u16 in_port;   /* port this direction last arrived at, NO_PORT before its first packet */
-	__u8 action;     /* ACTION_CHAIN */
+	__u8 action;     /* ACTION_CHAIN; or, written by Go, ACTION_BYPASS or ACTION_DROP: offloaded */
 	__u8 reply;      /* 1: the direction that did not begin the flow */
 	__u8 pad[2];
 	__u64 reserved[2];

@@ -72,10 +72,10 @@ var (
 	ReasonHoldFull     = pipeline.DefineReason("stream_hold_full", "a stream stage held back more than hold_bytes")
 )
 
-// Reasons lists the above.
+// Reasons lists what packets and connections may end for.
 func Reasons() []pipeline.Reason {
 	return []pipeline.Reason{
 		ReasonFlowLimit, ReasonPendingLimit, ReasonUnsupported, ReasonBadOptions,
-		ReasonOutOfState, ReasonICMPQuote, ReasonHoldFull,
+		ReasonOutOfState, ReasonICMPQuote, pipeline.ReasonL4Checksum, ReasonHoldFull,
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,7 +44,11 @@ type appliance struct {
 	running  sync.WaitGroup
 	failed   chan error
 	draining bool
-	mu       sync.Mutex // draining
+
+	warnings []string // of the start, for status
+
+	offloadFailing atomic.Bool // said so
+	mu             sync.Mutex  // draining
 }
 
 // startAppliance builds the appliance and starts its workers.
@@ -203,7 +208,7 @@ func (a *appliance) buildWorkers() error {
 		a.waiters = append(a.waiters, waiter)
 		a.workers = append(a.workers, pipeline.NewWorker(pipeline.WorkerOptions{
 			ID: w, Ports: ports, Infos: infos, Pool: a.memory.Arena.Pool(w), Waiter: waiter, Log: a.log,
-			Default: unmarked,
+			Default: unmarked, Offloader: a,
 		}))
 	}
 	pipeline.Link(a.workers)
@@ -224,6 +229,19 @@ func (a *appliance) buildWorkers() error {
 	return nil
 }
 
+// Offload implements pipeline.Offloader. Several workers may call it.
+func (a *appliance) Offload(flows []pipeline.ReleasedFlow) int {
+	list := make([]bpf.OffloadFlow, len(flows))
+	for i, f := range flows {
+		list[i] = bpf.OffloadFlow{Key: bpfKey(f.Flow), Drop: f.Drop}
+	}
+	n, err := a.steerer.Offload(list)
+	if err != nil && !a.offloadFailing.Swap(true) {
+		a.log.Error("flows stay in user space", "err", err)
+	}
+	return n
+}
+
 func (a *appliance) attach() error {
 	a.xdp = make([]bpf.Mode, len(a.nics))
 	for i, n := range a.nics {
@@ -235,6 +253,11 @@ func (a *appliance) attach() error {
 			return err
 		}
 		a.xdp[i] = mode
+	}
+	// What cannot be redirected to would vanish without a trace.
+	if err := a.steerer.CheckPeers(); err != nil {
+		a.warnings = append(a.warnings, err.Error())
+		a.log.Warn(err.Error())
 	}
 	return nil
 }

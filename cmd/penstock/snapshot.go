@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -23,7 +24,7 @@ func (a *appliance) Status() control.Status {
 	s := control.Status{
 		Name: a.cfg.Appliance.Name, Version: versionText(), PID: os.Getpid(), Config: a.cfg.File,
 		Mode: a.cfg.Appliance.Mode, OnExit: a.cfg.Appliance.OnExit, Started: a.started.UTC().Truncate(time.Second),
-		UptimeSeconds: time.Since(a.started).Seconds(), Draining: draining,
+		UptimeSeconds: time.Since(a.started).Seconds(), Draining: draining, Warnings: slices.Clone(a.warnings),
 	}
 	s.Ports = a.portStatus(&s)
 	for _, w := range a.workers {
@@ -50,8 +51,8 @@ func (a *appliance) Status() control.Status {
 		}
 	}
 	s.Flows.Limit = a.cfg.Appliance.MaxFlows
-	if n, err := a.countSteered(); err == nil {
-		s.Flows.Steered = n
+	if steered, offloaded, err := a.countFlows(); err == nil {
+		s.Flows.Steered, s.Flows.Offloaded = steered, offloaded
 	} else {
 		s.Warnings = append(s.Warnings, err.Error())
 	}
@@ -99,9 +100,17 @@ func (a *appliance) portStatus(s *control.Status) (ports []control.Port) {
 	return ports
 }
 
-func (a *appliance) countSteered() (n int, err error) {
-	err = a.steerer.Flows(func(bpf.FlowEntry) bool { n++; return true })
-	return n / 2, err // an entry for each direction
+// countFlows counts the flows in XDP's table, and those of them that are
+// offloaded. There is an entry for each direction.
+func (a *appliance) countFlows() (steered, offloaded int, err error) {
+	err = a.steerer.Flows(func(e bpf.FlowEntry) bool {
+		steered++
+		if e.Action != bpf.ToChain {
+			offloaded++
+		}
+		return true
+	})
+	return steered / 2, offloaded / 2, err
 }
 
 // Flows implements control.Source: what XDP steers, and what the stages say of
@@ -133,6 +142,12 @@ func (a *appliance) Flows() ([]control.Flow, error) {
 				f.Depth, f.State, f.Why = info.Depth.String(), info.State, info.Why
 				f.AgeSeconds = float64(wall-info.Start) / 1e9
 			}
+			switch e.Action {
+			case bpf.Bypass:
+				f.Depth, f.Why = pipeline.DepthOffload.String(), ""
+			case bpf.Drop:
+				f.Depth, f.State, f.Why = pipeline.DepthOffload.String(), "dropped", ""
+			}
 			flows = append(flows, f)
 		}
 		flows[i].Packets += e.Packets
@@ -153,8 +168,14 @@ func (a *appliance) describeFlow(k bpf.FlowKey, chain int) control.Flow {
 		}
 	}
 	if chain < len(a.cfg.Chains) {
-		depth, stage, why := a.cfg.Chains[chain].Spec.Depth()
-		f.Chain, f.Depth, f.Why = a.cfg.Chains[chain].Name, depth.String(), why
+		spec := &a.cfg.Chains[chain].Spec
+		depth, stage, why := spec.Depth()
+		if depth == pipeline.DepthForward {
+			if stage, why = spec.Holder(); stage == "" {
+				why = "its stages have not released it"
+			}
+		}
+		f.Chain, f.Depth, f.Why = spec.Name, depth.String(), why
 		if stage != "" {
 			f.Why = stage + ": " + why
 		}

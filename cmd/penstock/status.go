@@ -161,7 +161,7 @@ func printStatus(out io.Writer, s control.Status) {
 	}
 	f := s.Frames
 	fmt.Fprintf(out, "frames: %d = %d free + %d in the kernel + %d in hand, of %d bytes\n", f.Total, f.Free, f.InFlight, f.Total-f.Free-f.InFlight, f.Size)
-	fmt.Fprintf(out, "flows: %d steered (of at most %d), %d terminated\n", s.Flows.Steered, s.Flows.Limit, s.Flows.Terminated)
+	fmt.Fprintf(out, "flows: %d steered (of at most %d), %d of them offloaded, %d terminated\n", s.Flows.Steered, s.Flows.Limit, s.Flows.Offloaded, s.Flows.Terminated)
 	for _, r := range s.Records {
 		fmt.Fprintf(out, "records to %s: %d written, %d dropped, %d failed, %d queued\n", r.To, r.Written, r.Dropped, r.Failed, r.Queued)
 		if r.Error != "" {

@@ -6,6 +6,7 @@ import (
 	"penstock/bpf"
 	"penstock/internal/config"
 	"penstock/internal/units"
+	"penstock/internal/wire"
 	"penstock/pipeline"
 	"penstock/xsk"
 )
@@ -62,4 +63,11 @@ func portRanges(list []units.PortRange) (out []bpf.PortRange) {
 		out = append(out, bpf.PortRange{Lo: r.First, Hi: r.Last})
 	}
 	return out
+}
+
+// bpfKey is a flow as the XDP program names it.
+func bpfKey(f wire.Flow) bpf.FlowKey {
+	return bpf.FlowKey{
+		Src: f.SrcAddr().Addr(), Dst: f.DstAddr().Addr(), SrcPort: f.SrcPort, DstPort: f.DstPort, Proto: f.Proto, VLAN: f.VLAN,
+	}
 }

@@ -33,7 +33,6 @@ var words = map[string]string{
 	"midstream.drop":    "TCP flows whose beginning nobody saw are dropped",
 	"malformed.forward": "packets that cannot be parsed go to the other port",
 	"malformed.drop":    "packets that cannot be parsed are dropped",
-	"offload.auto":      "a flow leaves user space when no stage wants it (not built yet: it stays)",
 	"offload.never":     "flows stay in user space",
 }
 
@@ -188,10 +187,23 @@ func (c *Config) explainChain(b *strings.Builder, id pipeline.ChainID) {
 	}
 	table{
 		{"depth", fmt.Sprintf("%v (%s)", depth, why)},
-		{"offload", ch.Offload + ": " + words["offload."+ch.Offload]},
+		{"offload", ch.Offload + ": " + offload(&ch.Spec)},
 		{"flows", flows},
 		{"workers", affinity},
 	}.write(b)
+}
+
+// offload says when the flows of a chain leave user space, or what keeps them.
+func offload(spec *pipeline.ChainSpec) string {
+	switch stage, why := spec.Holder(); {
+	case spec.KeepFlows:
+		return words["offload.never"]
+	case stage != "":
+		return fmt.Sprintf("flows stay in user space: %s %s", stage, why)
+	case len(spec.Stages) == 0:
+		return "flows leave user space with their first packet: there is no stage"
+	}
+	return "flows leave user space as soon as every stage has released them"
 }
 
 func (c *Config) explainEvents(b *strings.Builder) {

@@ -55,6 +55,7 @@ var (
 	descWorker  = desc("worker_turns_total", "Turns a worker has taken.", "worker", "kind")
 	descHand    = desc("worker_handed_over_packets_total", "Packets handed to the worker that owns their flow.", "worker")
 	descPanics  = desc("worker_stage_panics_total", "Panics of stages.", "worker")
+	descOffload = desc("worker_offloaded_flows_total", "Flows that all stages have released, by whether XDP took them.", "worker", "result")
 	descRecords = desc("record_events_total", "Events, by sink and what became of them.", "to", "result")
 )
 
@@ -119,6 +120,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descFrames, float64(s.Frames.Free), "free")
 	gauge(descFrames, float64(s.Frames.InFlight), "in_flight")
 	gauge(descFlows, float64(s.Flows.Steered), "steered")
+	gauge(descFlows, float64(s.Flows.Offloaded), "offloaded")
 	gauge(descFlows, float64(s.Flows.Terminated), "terminated")
 	for _, w := range s.Workers {
 		id := strconv.Itoa(w.ID)
@@ -126,6 +128,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		counter(descWorker, w.IdleTurns, id, "idle")
 		counter(descHand, w.HandedOver, id)
 		counter(descPanics, w.Panics, id)
+		counter(descOffload, w.Offloaded, id, "taken")
+		counter(descOffload, w.NotTaken, id, "not_taken")
 	}
 	for _, r := range s.Records {
 		counter(descRecords, r.Written, r.To, "written")

@@ -81,7 +81,8 @@ type Frames struct {
 
 // FlowCounts say how full the tables of flows are.
 type FlowCounts struct {
-	Steered    int `json:"steered"` // in XDP's table, both directions as one
+	Steered    int `json:"steered"`   // in XDP's table, both directions as one
+	Offloaded  int `json:"offloaded"` // of those, forwarded or dropped by XDP itself
 	Limit      int `json:"limit"`
 	Terminated int `json:"terminated"` // in the netstack
 }

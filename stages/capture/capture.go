@@ -24,6 +24,7 @@ func Descriptor() pipeline.Descriptor[Config] {
 		README:   readme,
 		Default:  defaults,
 		Validate: validate,
+		Holds:    func(Config) string { return "records every packet" },
 		New:      func(c Config, env *pipeline.Env) (pipeline.Stage, error) { return newStage(c, env) },
 	}
 }

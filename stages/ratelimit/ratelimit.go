@@ -27,6 +27,7 @@ func Descriptor() pipeline.Descriptor[Config] {
 		Reasons:  []pipeline.Reason{reasonLimited, reasonFull},
 		Default:  defaults,
 		Validate: validate,
+		Holds:    func(Config) string { return "counts every packet" },
 		New:      func(c Config, env *pipeline.Env) (pipeline.Stage, error) { return newStage(c, env) },
 	}
 }

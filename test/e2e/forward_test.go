@@ -23,7 +23,7 @@ func TestForward(t *testing.T) {
 	for _, port := range []string{`xdp = "native"`, `xdp = "generic"`} {
 		t.Run(port, func(t *testing.T) {
 			r := newRig(t, lab.InlineOptions{})
-			r.config("closed", port, forwardChain)
+			r.config("closed", port, forwardChain+"offload = \"never\"\n")
 			r.origin(80)
 			a := r.start()
 			ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)

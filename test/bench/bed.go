@@ -43,35 +43,39 @@ type bed struct {
 	stops  []func()
 }
 
-func newBed(ctx context.Context, dir string, o options) (b *bed, err error) {
-	b = &bed{options: o, ctx: ctx, dir: dir, sites: map[bool]*site{}}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, b.close())
-		}
-	}()
-	if b.script, err = writeFile(dir, "result.lua", wrkScript); err != nil {
-		return nil, err
-	}
-	for _, g := range o.gateways {
-		if b.sites[g.routed] != nil {
-			continue
-		}
-		s, err := buildSite(g.routed, o.plainPeers)
-		if err != nil {
-			return nil, err
-		}
-		b.sites[g.routed] = s
-		if err := b.serve(s); err != nil {
-			return nil, err
-		}
+func newBed(ctx context.Context, dir string, o options) (*bed, error) {
+	b := &bed{options: o, ctx: ctx, dir: dir, sites: map[bool]*site{}}
+	if err := b.build(); err != nil {
+		return nil, errors.Join(err, b.close())
 	}
 	return b, nil
 }
 
+// build makes the sites that the gateways need.
+func (b *bed) build() (err error) {
+	if b.script, err = writeFile(b.dir, "result.lua", wrkScript); err != nil {
+		return err
+	}
+	for _, g := range b.gateways {
+		if b.sites[g.routed] != nil {
+			continue
+		}
+		s, err := buildSite(g.routed, b.plainPeers)
+		if err != nil {
+			return err
+		}
+		b.sites[g.routed] = s
+		if err := b.serve(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // veth is the same for both topologies: one queue, MTU 1500, no TX checksum,
-// TSO or GSO, GRO on, and senders wait while the other end's ring is full.
-var veth = lab.VethOptions{Backpressure: true}
+// TSO or GSO, GRO on. Without a queue in front of it: one would be emptied by
+// the receiver's thread, and so put the endpoints' work on the gateway's account.
+var veth = lab.VethOptions{}
 
 func buildSite(routed, plainPeers bool) (*site, error) {
 	if routed {
@@ -84,12 +88,14 @@ func buildSite(routed, plainPeers bool) (*site, error) {
 			return nil, err
 		}
 		// The gateway's own interfaces have what a NIC would give the kernel; the
-		// endpoints' have what XDP on the other end leaves them.
+		// endpoints' have what XDP on the other end leaves them. Not TSO: a veth that
+		// has it passes packets by the receiver's NAPI thread, and the receiver's work
+		// would be done on the gateway's account.
 		for _, name := range []string{t.LANIf, t.WANIf} {
 			if plainPeers {
 				break
 			}
-			if err := t.Gateway.SetOffload(name, map[string]bool{"tx": true, "tso": true, "gso": true}); err != nil {
+			if err := t.Gateway.SetOffload(name, map[string]bool{"tx": true, "gso": true}); err != nil {
 				return nil, err
 			}
 		}
@@ -129,6 +135,13 @@ const bodySize = 128
 
 // serve starts the servers of a site and prepares its ends.
 func (b *bed) serve(s *site) error {
+	for _, ns := range []*lab.NS{s.client, s.gateway, s.server} {
+		// The machine's default may be BBR, whose pacing costs a gateway that terminates
+		// TCP in the kernel timers without end. Reno is what any namespace may choose.
+		if err := ns.Sysctl("net/ipv4/tcp_congestion_control", "reno"); err != nil {
+			return err
+		}
+	}
 	for _, set := range []struct {
 		ns         *lab.NS
 		key, value string

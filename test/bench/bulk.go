@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -16,18 +17,39 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Bulk transfers are HTTP/1.1 with large bodies on kept connections, so that
 // gateways that speak HTTP carry them as well as those that do not. Both ends
 // use large reads and writes, and none of net/http's machinery.
 
-const bulkBuffer = 256 << 10
+const (
+	bulkBuffer = 256 << 10
+	// socketBuffer bounds what an end has under way, both as receiver and as sender
+	// (the kernel doubles it, and takes half of that for data). All connections together then have
+	// fewer packets under way than a veth's ring has slots (256), so that what is
+	// measured is not the recovery from drops.
+	socketBuffer = 64 << 10
+)
+
+// bound sets a socket's buffers; accepted ones inherit them.
+func bound(_, _ string, raw syscall.RawConn) error {
+	var err error
+	control := raw.Control(func(fd uintptr) {
+		err = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, socketBuffer),
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, socketBuffer))
+	})
+	return errors.Join(control, err)
+}
 
 // serveBulk answers GET /down/N with N bytes, POST /up with the number of bytes
 // that came, and GET /received with the sum of all uploaded bytes so far.
 func serveBulk(address string) error {
-	ln, err := net.Listen("tcp4", address)
+	lc := net.ListenConfig{Control: bound}
+	lc.SetMultipathTCP(false)
+	ln, err := lc.Listen(context.Background(), "tcp4", address)
 	if err != nil {
 		return err
 	}
@@ -152,7 +174,7 @@ func loadBulk(args []string, out io.Writer) error {
 }
 
 func bulkConn(ctx context.Context, address string, up bool, object int64, bytes, objects *atomic.Int64) error {
-	var d net.Dialer
+	d := net.Dialer{Control: bound}
 	d.SetMultipathTCP(false)
 	conn, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {

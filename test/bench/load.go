@@ -33,7 +33,7 @@ type loaded struct {
 
 const (
 	manyConns  = 64
-	bulkConns  = 4
+	bulkConns  = 2
 	bulkObject = 4 << 20
 )
 

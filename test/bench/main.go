@@ -77,7 +77,7 @@ func parseOptions(args []string) (o options, err error) {
 	other := fs.String("against", "", "another penstock binary, to compare with in the same run")
 	fs.StringVar(&o.root, "root", ".", "root of the source tree, for the benchmark of package xsk")
 	fs.BoolVar(&o.xsk, "xsk", true, "run the benchmark of package xsk beside its peers as well")
-	fs.BoolVar(&o.plainPeers, "plain-peers", false, "turn TSO, GSO and TX checksums off at the kernel gateways' own interfaces too")
+	fs.BoolVar(&o.plainPeers, "plain-peers", false, "turn GSO and TX checksums off at the kernel gateways' own interfaces too")
 	fs.StringVar(&o.profile, "profile", "", "run perf record on the gateway's threads during each load and leave its files in this directory")
 	if err := fs.Parse(args); err != nil {
 		return o, err

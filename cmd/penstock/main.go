@@ -29,7 +29,7 @@ func commands() []command {
 		{"demo", "", "build client, appliance and server in namespaces here, and show real traffic through it", demoCommand},
 		{"stages", "[KIND]", "list the stages, or print the manual of one", stagesCommand},
 		{"status", "[--control PATH] [--json]", "what a running appliance does", statusCommand},
-		{"flows", "[--control PATH] [--json]", "the live flows of a running appliance", flowsCommand},
+		{"flows", flowsArgs, "the live flows of a running appliance", flowsCommand},
 		{"detach", "FILE", "remove what an appliance that has gone left attached (on_exit = \"open\")", detachCommand},
 		{"version", "", "print the version", versionCommand},
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"penstock/internal/control"
 	"penstock/pcap"
 )
 
@@ -82,6 +83,10 @@ func TestExitStatus(t *testing.T) {
 		{"stages unknown", []string{"stages", "alc"}, 2, nil, []string{`did you mean "acl"?`}},
 		{"status, nobody there", []string{"status", "--control", "/nonexistent/socket"}, 1, nil, []string{"is an appliance running"}},
 		{"status, argument", []string{"status", "now"}, 2, nil, []string{"want no arguments"}},
+		{"flows, prefix", []string{"flows", "--src", "10.0.0.1/8"}, 2, nil, []string{"bits beyond its length"}},
+		{"flows, port", []string{"flows", "--port", "http"}, 2, nil, []string{"want a port"}},
+		{"flows, depth", []string{"flows", "--depth", "deep"}, 2, nil, []string{"want offload, forward"}},
+		{"flows help", []string{"flows", "--help"}, 0, []string{"-depth", "-src"}, nil},
 		{"run without file", []string{"run"}, 2, nil, []string{"want one configuration file"}},
 		{"run, level", []string{"run", "--log-level", "loud", good}, 2, nil, []string{"want debug, info, warn or error"}},
 		{"run, bad config", []string{"run", bad}, 2, nil, []string{"switch"}},
@@ -159,5 +164,36 @@ func TestReplayOfATerminatingChain(t *testing.T) {
 	status, _, errs := invoke(t, "replay", "--in", captures[0], "../../configs/demo.toml")
 	if status != 1 || !strings.Contains(errs, "terminates") || !strings.Contains(errs, "not built yet") {
 		t.Errorf("status %d: %q", status, errs)
+	}
+}
+
+func TestFlowFilter(t *testing.T) {
+	f := control.Flow{Client: "10.0.0.1:4000", Server: "[fd00::1]:8080", Chain: "web", Depth: "offload"}
+	for _, row := range []struct {
+		name string
+		args []string
+		want bool
+	}{
+		{"none", nil, true},
+		{"src", []string{"--src", "10.0.0.0/8"}, true},
+		{"other src", []string{"--src", "10.0.0.2"}, false},
+		{"port", []string{"--port", "8080"}, true},
+		{"range", []string{"--port", "8000-8099"}, true},
+		{"other port", []string{"--port", "4000"}, false},
+		{"depth", []string{"--depth", "offload"}, true},
+		{"other depth", []string{"--depth", "terminate"}, false},
+		{"chain", []string{"--chain", "web"}, true},
+		{"other chain", []string{"--chain", "we"}, false},
+		{"all of it", []string{"--chain", "web", "--depth", "offload", "--port", "8080", "--src", "10.0.0.1"}, true},
+	} {
+		var want flowFilter
+		fs := newFlags("flows", "")
+		want.flags(fs)
+		if err := fs.Parse(row.args); err != nil {
+			t.Fatal(err)
+		}
+		if got := want.match(f); got != row.want {
+			t.Errorf("%s: %v", row.name, got)
+		}
 	}
 }

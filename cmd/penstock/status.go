@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -15,64 +16,38 @@ import (
 
 const defaultControl = "/run/penstock/control.sock"
 
-// client reads the flags common to the commands that talk to a running
-// appliance.
-func client(name string, args []string) (c *control.Client, asJSON bool, err error) {
-	fs := newFlags(name, "[--control PATH] [--json]")
-	path := fs.String("control", defaultControl, "control socket of the appliance")
-	fs.BoolVar(&asJSON, "json", false, "print JSON")
+// clientFlags returns the flag set of a command that talks to a running
+// appliance, with the flags that all of them have.
+func clientFlags(name, args string) (fs *flag.FlagSet, path *string, asJSON *bool) {
+	fs = newFlags(name, args)
+	path = fs.String("control", defaultControl, "control socket of the appliance")
+	asJSON = fs.Bool("json", false, "print JSON")
+	return fs, path, asJSON
+}
+
+// parseAll reads flags where no other arguments are allowed.
+func parseAll(fs *flag.FlagSet, args []string) error {
 	rest, err := parse(fs, args)
-	if err != nil {
-		return nil, false, err
+	if err == nil && len(rest) > 0 {
+		err = usagef("want no arguments, got %q", rest)
 	}
-	if len(rest) > 0 {
-		return nil, false, usagef("want no arguments, got %q", rest)
-	}
-	return control.NewClient(*path), asJSON, nil
+	return err
 }
 
 func statusCommand(args []string) error {
-	c, asJSON, err := client("status", args)
+	fs, path, asJSON := clientFlags("status", "[--control PATH] [--json]")
+	if err := parseAll(fs, args); err != nil {
+		return err
+	}
+	s, err := control.NewClient(*path).Status()
 	if err != nil {
 		return err
 	}
-	s, err := c.Status()
-	if err != nil {
-		return err
-	}
-	if asJSON {
+	if *asJSON {
 		return printJSON(s)
 	}
 	printStatus(os.Stdout, s)
 	return nil
-}
-
-func flowsCommand(args []string) error {
-	c, asJSON, err := client("flows", args)
-	if err != nil {
-		return err
-	}
-	flows, err := c.Flows()
-	if err != nil {
-		return err
-	}
-	if asJSON {
-		enc := json.NewEncoder(os.Stdout)
-		for _, f := range flows {
-			if err := enc.Encode(f); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	slices.SortFunc(flows, func(a, b control.Flow) int { return strings.Compare(a.Client, b.Client) })
-	tw := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(tw, "CLIENT\tSERVER\tPROTO\tCHAIN\tDEPTH\tSTATE\tAGE\tPACKETS\tBYTES\tWHY NOT HIGHER")
-	for _, f := range flows {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", f.Client, f.Server, f.Proto, f.Chain, f.Depth, f.State,
-			time.Duration(f.AgeSeconds*float64(time.Second)).Round(time.Second), f.Packets, size(f.Bytes), f.Why)
-	}
-	return tw.Flush()
 }
 
 func printJSON(v any) error {

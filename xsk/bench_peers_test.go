@@ -80,7 +80,7 @@ func measure(b *testing.B, size int) []turn {
 	for i, f := range forwarders {
 		l := lane{in: bed.wire(b, fmt.Sprintf("in%d", i), 1), out: bed.wire(b, fmt.Sprintf("out%d", i), 1)}
 		// No NAPI at the sink: it would only cost the forwarder's CPU more.
-		if err := bed.ns.SetOffload(l.out.name+"p", map[string]bool{"gro": false}); err != nil {
+		if err := bed.ns.SetOffload(l.out.farName, map[string]bool{"gro": false}); err != nil {
 			b.Fatal(err)
 		}
 		l.f = f.open(b, l.in, l.out)
@@ -220,7 +220,7 @@ func (l lane) turn(b *testing.B, src *source) turn {
 
 // arrived is the number of packets that reached the far end.
 func (w *wire) arrived(b *testing.B) uint64 {
-	st, err := w.ns.LinkStats(w.name + "p")
+	st, err := w.ns.LinkStats(w.farName)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"penstock/internal/lab"
@@ -21,7 +22,8 @@ import (
 // they cannot be taken for anything the kernel sends of its own accord.
 const etherType = 0x88b5
 
-// bed is a network namespace with veth pairs in it.
+// bed is a network namespace with veth pairs in it, or, without one, the
+// namespace that the test is started in.
 type bed struct {
 	ns *lab.NS
 }
@@ -38,16 +40,38 @@ func newBed(t testing.TB) *bed {
 // do runs fn inside the namespace; what it returns fails the test.
 func (b *bed) do(t testing.TB, fn func() error) {
 	t.Helper()
-	if err := b.ns.Do(fn); err != nil {
+	if err := b.try(fn); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func (b *bed) try(fn func() error) error {
+	if b.ns == nil {
+		return fn()
+	}
+	return b.ns.Do(fn)
+}
+
+func (b *bed) setLink(t testing.TB, name string, up bool) {
+	t.Helper()
+	b.do(t, func() error {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if up {
+			return netlink.LinkSetUp(l)
+		}
+		return netlink.LinkSetDown(l)
+	})
 }
 
 // wire is a veth pair. AF_XDP sockets are bound to the near end; at the far end
 // a test injects and collects packets.
 type wire struct {
 	*bed
-	name      string
+	name      string // of the near end
+	farName   string
 	near, far int // interface indices
 	xsks      *ebpf.Map
 }
@@ -56,18 +80,31 @@ type wire struct {
 // redirects every packet to the socket of its queue.
 func (b *bed) wire(t testing.TB, name string, queues int) *wire {
 	t.Helper()
-	w := &wire{bed: b, name: name}
 	err := b.ns.Lab().Veth(lab.End{NS: b.ns, Name: name, NoIPv6: true},
 		lab.End{NS: b.ns, Name: name + "p", NoIPv6: true}, lab.VethOptions{Queues: queues})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w.near, err = b.ns.LinkIndex(name); err != nil {
-		t.Fatal(err)
-	}
-	if w.far, err = b.ns.LinkIndex(name + "p"); err != nil {
-		t.Fatal(err)
-	}
+	return b.existing(t, name, name+"p", queues)
+}
+
+// existing makes a wire of two interfaces that are joined already.
+func (b *bed) existing(t testing.TB, near, far string, queues int) *wire {
+	t.Helper()
+	w := &wire{bed: b, name: near, farName: far}
+	b.do(t, func() error {
+		for _, end := range []struct {
+			name  string
+			index *int
+		}{{near, &w.near}, {far, &w.far}} {
+			l, err := netlink.LinkByName(end.name)
+			if err != nil {
+				return err
+			}
+			*end.index = l.Attrs().Index
+		}
+		return nil
+	})
 	w.xsks = b.redirect(t, w.near, queues)
 	return w
 }
@@ -121,9 +158,9 @@ func (w *wire) open(t testing.TB, u *xsk.UMEM, queue int, o *xsk.SocketOptions) 
 }
 
 func (w *wire) tryOpen(u *xsk.UMEM, queue int, o *xsk.SocketOptions) (s *xsk.Socket, err error) {
-	_ = w.ns.Do(func() error {
+	err = w.try(func() (err error) {
 		s, err = u.Open(w.near, queue, o)
-		return nil
+		return err
 	})
 	return s, err
 }

@@ -14,11 +14,14 @@ import (
 // forwarded: no frame is lost, nothing fails for good, traffic resumes.
 func TestLinkFlap(t *testing.T) {
 	b := newBed(t)
-	wa, wb := b.wire(t, "a", 1), b.wire(t, "b", 1)
-	const total = 256
+	linkFlap(t, b.wire(t, "a", 1), b.wire(t, "b", 1), xsk.Auto)
+}
+
+func linkFlap(t *testing.T, wa, wb *wire, mode xsk.Mode) {
+	const total = 2048 // zero-copy drivers keep as many as their receive ring is long
 	u := newUMEM(t, xsk.UMEMOptions{Frames: total})
 	pool := u.NewPool(0, total)
-	o := xsk.SocketOptions{RxSize: 64, TxSize: 64, FillSize: 64}
+	o := xsk.SocketOptions{RxSize: 64, TxSize: 64, FillSize: 64, Mode: mode}
 	in, out := wa.open(t, u, 0, &o), wb.open(t, u, 0, &o)
 	bk := books{pool: pool, total: total, sockets: []*xsk.Socket{in, out}}
 	from, to := wa.tap(t), wb.tap(t)
@@ -59,7 +62,7 @@ func TestLinkFlap(t *testing.T) {
 	crosses("at first")
 	for round := range 3 {
 		// Our own end is down: nothing can be sent, and Kick says so each time.
-		b.setLink(t, "b", false)
+		wb.setLink(t, wb.name, false)
 		queue()
 		for range 3 {
 			if err := out.Kick(); !errors.Is(err, xsk.ErrLinkDown) || errors.Is(err, xsk.ErrLinkGone) {
@@ -73,7 +76,7 @@ func TestLinkFlap(t *testing.T) {
 			t.Errorf("a link that is down is not gone: %v", err)
 		}
 		bk.check(t, 0)
-		b.setLink(t, "b", true)
+		wb.setLink(t, wb.name, true)
 		until(t, "the two packets leave", func() bool {
 			if err := out.Kick(); err != nil {
 				t.Fatal(err)
@@ -82,38 +85,35 @@ func TestLinkFlap(t *testing.T) {
 		})
 		crosses("after our end was down")
 
-		// The far end is down: no carrier. The kernel drops what is sent.
-		before := noRefusals(t, out)
-		b.setLink(t, "bp", false)
-		queue()
-		until(t, "the packets are dropped", func() bool {
-			if err := out.Kick(); err != nil {
-				t.Fatal(err)
+		if wb.ns != nil { // only a veth loses its carrier with the far end
+			before := noRefusals(t, out)
+			wb.setLink(t, wb.farName, false)
+			queue()
+			until(t, "the packets are dropped", func() bool {
+				if err := out.Kick(); err != nil {
+					t.Fatal(err)
+				}
+				return out.Pending() == 0
+			})
+			bk.check(t, 0)
+			if st := noRefusals(t, out); st.KickDrops == before.KickDrops {
+				t.Error("packets sent without carrier are not counted as dropped")
 			}
-			return out.Pending() == 0
-		})
-		bk.check(t, 0)
-		if st := noRefusals(t, out); st.KickDrops == before.KickDrops {
-			t.Error("packets sent without carrier are not counted as dropped")
+			wb.setLink(t, wb.farName, true)
+			crosses("after the far end was down")
 		}
-		b.setLink(t, "bp", true)
-		crosses("after the far end was down")
 
 		// The receiving side.
-		b.setLink(t, "a", false)
-		forward(t, in, out, pool)
-		b.setLink(t, "a", true)
+		wa.setLink(t, wa.name, false)
+		if err := in.WakeRx(); err != nil && !errors.Is(err, xsk.ErrLinkDown) { // a zero-copy driver says so
+			t.Errorf("wake with the link down: %v", err)
+		}
+		bk.check(t, 0)
+		wa.setLink(t, wa.name, true)
 		crosses("after the receiving end was down")
 	}
-	if st := noRefusals(t, out); st.LinkDowns != 9 {
-		t.Errorf("%d calls found the link down, want 9", st.LinkDowns)
-	}
-}
-
-func (b *bed) setLink(t *testing.T, name string, up bool) {
-	t.Helper()
-	if err := b.ns.SetLink(name, up); err != nil {
-		t.Fatal(err)
+	if st := noRefusals(t, out); st.LinkDowns < 9 {
+		t.Errorf("%d calls found the link down, want 9 or more", st.LinkDowns)
 	}
 }
 

@@ -35,7 +35,7 @@ const (
 
 // Transmit queues packets to be sent, in order, and returns how many of d it
 // has dealt with, from the front; the caller keeps the rest (the ring is full).
-// Nothing leaves before Kick.
+// In copy mode nothing leaves before Kick.
 //
 // A descriptor that does not lie in one frame, is empty or has options set that
 // the UMEM is not prepared for is refused: it is counted (Stats.TxInvalid) and

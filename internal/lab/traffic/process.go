@@ -119,12 +119,12 @@ const usage = `usage: http-server ADDR...
 // JSON list and run until ctx ends, the others print their result as JSON. It returns
 // the exit status: 0 done, 1 it ran and went wrong, 2 the arguments are wrong.
 func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	fail := func(status int, err error) int {
-		fmt.Fprintln(stderr, err)
+	fail := func(status int, why any) int {
+		fmt.Fprintln(stderr, why)
 		return status
 	}
 	if len(args) == 0 {
-		return fail(2, errors.New(usage))
+		return fail(2, usage)
 	}
 	name, args := args[0], args[1:]
 	what := ""
@@ -147,7 +147,7 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	addrs := flags.Args()
 	if len(addrs) == 0 {
-		return fail(2, errors.New(usage))
+		return fail(2, usage)
 	}
 	o.KeepAlive, o.Address = !*closing, addrs[0]
 
@@ -163,7 +163,7 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case "check":
 		result, err = runCheck(ctx, what, addrs[0], o.Bytes)
 	default:
-		return fail(2, errors.New(usage))
+		return fail(2, usage)
 	}
 	if err != nil {
 		return fail(1, err)

@@ -37,14 +37,14 @@ func (s *site) addr(port uint16) string { return netip.AddrPortFrom(s.serverIP, 
 type bed struct {
 	options
 	ctx    context.Context
-	dir    string         // for configurations
-	sites  map[bool]*site // by routed
-	script string         // for wrk
+	dir    string           // for configurations
+	sites  map[string]*site // by gateway
+	script string           // for wrk
 	stops  []func()
 }
 
 func newBed(ctx context.Context, dir string, o options) (*bed, error) {
-	b := &bed{options: o, ctx: ctx, dir: dir, sites: map[bool]*site{}}
+	b := &bed{options: o, ctx: ctx, dir: dir, sites: map[string]*site{}}
 	if err := b.build(); err != nil {
 		return nil, errors.Join(err, b.close())
 	}
@@ -57,14 +57,16 @@ func (b *bed) build() (err error) {
 		return err
 	}
 	for _, g := range b.gateways {
-		if b.sites[g.routed] != nil {
+		if len(g.missing()) > 0 {
 			continue
 		}
-		s, err := buildSite(g.routed, b.plainPeers)
+		// Each has a site of its own: what is left of the connections of one, at the
+		// ends too, is in the way of new ones of another on the same ports.
+		s, err := buildSite(g.place, b.plainPeers)
 		if err != nil {
 			return err
 		}
-		b.sites[g.routed] = s
+		b.sites[g.name] = s
 		if err := b.serve(s); err != nil {
 			return err
 		}
@@ -77,9 +79,17 @@ func (b *bed) build() (err error) {
 // the receiver's thread, and so put the endpoints' work on the gateway's account.
 var veth = lab.VethOptions{}
 
-func buildSite(routed, plainPeers bool) (*site, error) {
-	if routed {
-		l, err := lab.New("bench-routed")
+// place is where a gateway stands.
+type place string
+
+const (
+	inWire   place = "wire"   // between two ports of one subnet
+	asRouter place = "router" // between two subnets
+)
+
+func buildSite(at place, plainPeers bool) (*site, error) {
+	if at != inWire {
+		l, err := lab.New("bench-" + string(at))
 		if err != nil {
 			return nil, err
 		}
@@ -101,7 +111,7 @@ func buildSite(routed, plainPeers bool) (*site, error) {
 		}
 		return &site{t.Client, t.Gateway, t.Server, t.ServerIP4, t.LANIf, t.WANIf, t.ClientIf}, nil
 	}
-	l, err := lab.New("bench-inline")
+	l, err := lab.New("bench-" + string(at))
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +132,7 @@ func (b *bed) close() error {
 }
 
 const nginxConf = `daemon off; master_process off; worker_processes 1; user root;
-error_log stderr warn; pid %[1]s/nginx-%[2]s.pid;
+error_log stderr warn; pid %[1]s/%[2]s.pid;
 events { worker_connections 8192; }
 http {
   access_log off; server_tokens off; keepalive_requests 1000000000; keepalive_timeout 60s; default_type text/plain;
@@ -150,10 +160,15 @@ func (b *bed) serve(s *site) error {
 		{s.client, "net/ipv4/tcp_tw_reuse", "1"},
 		{s.server, "net/core/somaxconn", "16384"},
 		{s.server, "net/ipv4/tcp_max_syn_backlog", "16384"},
+		// Proxies connect from the ports that clients use again, of which there are only
+		// some thousand a second: the kernel takes one in about ten.
+		{s.gateway, "net/ipv4/tcp_tw_reuse", "1"},
+		{s.gateway, "net/ipv4/tcp_tw_reuse_delay", "1"}, // ms; since Linux 6.14
+		{s.client, "net/ipv4/tcp_tw_reuse_delay", "1"},
 		{s.gateway, "net/core/somaxconn", "16384"},
 		{s.gateway, "net/ipv4/tcp_max_syn_backlog", "16384"},
 	} {
-		if err := set.ns.Sysctl(set.key, set.value); err != nil {
+		if err := set.ns.Sysctl(set.key, set.value); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
@@ -199,8 +214,8 @@ func (b *bed) serve(s *site) error {
 
 // serveWeb starts the origin of the HTTP loads.
 func (b *bed) serveWeb(s *site) error {
-	role := s.gateway.Role()
-	conf, err := writeFile(b.dir, "origin-"+role+".conf", fmt.Sprintf(nginxConf, b.dir, role, httpPort, strings.Repeat("x", bodySize)))
+	name := s.server.Name()
+	conf, err := writeFile(b.dir, name+".conf", fmt.Sprintf(nginxConf, b.dir, name, httpPort, strings.Repeat("x", bodySize)))
 	if err != nil {
 		return err
 	}
@@ -222,36 +237,40 @@ func pinNAPI(ns *lab.NS, name string, cpu int) ([]int, error) {
 	return tids, nil
 }
 
-// describeOffloads reads back what the interfaces have.
+// describeOffloads reads back what the interfaces have while no gateway runs.
 func (b *bed) describeOffloads() map[string]string {
 	out := map[string]string{}
-	for routed, s := range b.sites {
-		kind := "inline"
-		if routed {
-			kind = "routed"
+	for _, g := range b.gateways {
+		s := b.sites[g.name]
+		if s == nil {
+			continue
 		}
 		for _, at := range []struct {
+			end  string
 			ns   *lab.NS
 			name string
-		}{{s.client, s.endIf}, {s.gateway, s.lanIf}, {s.gateway, s.wanIf}, {s.server, s.endIf}} {
-			features, err := at.ns.Offloads(at.name)
-			if err != nil {
-				out[kind+" "+at.ns.Role()] = err.Error()
-				continue
-			}
-			var on []string
-			for short, full := range map[string]string{
-				"tx-checksum": "tx-checksum-ip-generic", "tso": "tx-tcp-segmentation", "gso": "tx-generic-segmentation", "gro": "rx-gro",
-			} {
-				if features[full] {
-					on = append(on, short)
-				}
-			}
-			sort.Strings(on)
-			out[kind+" "+at.ns.Role()+" "+at.name] = "on: " + strings.Join(on, " ")
+		}{{"client", s.client, s.endIf}, {"gateway", s.gateway, s.lanIf}, {"gateway", s.gateway, s.wanIf}, {"server", s.server, s.endIf}} {
+			out[fmt.Sprintf("%s %s %s", g.place, at.end, at.name)] = offloads(at.ns, at.name)
 		}
 	}
 	return out
+}
+
+func offloads(ns *lab.NS, name string) string {
+	features, err := ns.Offloads(name)
+	if err != nil {
+		return err.Error()
+	}
+	var on []string
+	for short, full := range map[string]string{
+		"tx-checksum": "tx-checksum-ip-generic", "tso": "tx-tcp-segmentation", "gso": "tx-generic-segmentation", "gro": "rx-gro",
+	} {
+		if features[full] {
+			on = append(on, short)
+		}
+	}
+	sort.Strings(on)
+	return "on: " + strings.Join(on, " ")
 }
 
 func writeFile(dir, name, text string) (string, error) {

@@ -97,7 +97,7 @@ func TestRedirect(t *testing.T) {
 		t.Errorf("one CPU did %.2f Gbit in %.2f s of CPU time and %.2f s", m.Work, m.CPUSeconds, m.Seconds)
 	}
 	// Without a gateway nothing gets through, and the check before a load says so.
-	if err := transparency(ctx, g, b.sites[false]); err == nil {
+	if err := transparency(ctx, g, b.sites[g.name]); err == nil {
 		t.Error("the ends reach each other without a gateway")
 	}
 }

@@ -14,7 +14,7 @@ import (
 // gateway is one contestant.
 type gateway struct {
 	name, about string
-	routed      bool     // its place is the Routed topology
+	place       place
 	onlyAddress bool     // the server sees the client's address, but another port
 	needs       []string // programs that it is, or is set up by
 	config      string   // of penstock; with it there is no start
@@ -81,15 +81,15 @@ func (r *running) add(p *process) {
 
 func gateways() []gateway {
 	return []gateway{
-		{name: "redirect", about: "XDP redirect NIC to NIC, no look-up, no counter: the limit", start: startRedirect},
-		{name: "forward", about: "penstock, AF_XDP, a chain without stages", config: shipped("forward.toml"), depth: "forward"},
-		{name: "terminate", about: "penstock, AF_XDP, tcp stage at depth terminate", config: terminateChain, depth: "terminate"},
-		{name: "terminate+http", about: "the same, and the http stage", config: terminateChain + httpStage, depth: "terminate"},
-		{name: "haproxy-tcp", about: "HAProxy, mode tcp, TPROXY", routed: true, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxy("tcp")},
-		{name: "haproxy-http", about: "HAProxy, mode http, TPROXY", routed: true, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxy("http")},
-		{name: "nginx-stream", about: "nginx, stream proxy, TPROXY", routed: true, onlyAddress: true, needs: []string{"nginx", "nft", "ip"}, start: startNginx},
-		{name: "go-tproxy", about: "a plain Go proxy, TPROXY, splice(2)", routed: true, needs: []string{"nft", "ip"}, start: startGoProxy},
-		{name: "ip_forward", about: "plain kernel forwarding", routed: true, start: startForwarding},
+		{name: "redirect", about: "XDP redirect NIC to NIC, no look-up, no counter: the limit", place: inWire, start: startRedirect},
+		{name: "forward", about: "penstock, AF_XDP, a chain without stages", place: inWire, config: shipped("forward.toml"), depth: "forward"},
+		{name: "terminate", about: "penstock, AF_XDP, tcp stage at depth terminate", place: inWire, config: terminateChain, depth: "terminate"},
+		{name: "terminate+http", about: "the same, and the http stage", place: inWire, config: terminateChain + httpStage, depth: "terminate"},
+		{name: "haproxy-tcp", about: "HAProxy, mode tcp, TPROXY", place: asRouter, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxy("tcp")},
+		{name: "haproxy-http", about: "HAProxy, mode http, TPROXY", place: asRouter, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxy("http")},
+		{name: "nginx-stream", about: "nginx, stream proxy, TPROXY", place: asRouter, onlyAddress: true, needs: []string{"nginx", "nft", "ip"}, start: startNginx},
+		{name: "go-tproxy", about: "a plain Go proxy, TPROXY, splice(2)", place: asRouter, needs: []string{"nft", "ip"}, start: startGoProxy},
+		{name: "ip_forward", about: "plain kernel forwarding", place: asRouter, start: startForwarding},
 	}
 }
 

@@ -52,7 +52,7 @@ func (b *bed) measure(ctx context.Context, g gateway, round int, each func(resul
 	if missing := g.missing(); len(missing) > 0 {
 		return blank(fmt.Sprintf("not installed: %s", strings.Join(missing, ", ")), true)
 	}
-	s := b.sites[g.routed]
+	s := b.sites[g.name]
 	begin := g.start
 	if g.config != "" {
 		begin = func(ctx context.Context, b *bed, s *site) (*running, error) { return startPenstock(ctx, b, s, g) }

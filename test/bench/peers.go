@@ -14,7 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const proxyPort = 3128
+// proxyPort is where proxies listen: none that a client connects from, or a proxy
+// could not do so in its place.
+const proxyPort = 999
 
 // startRedirect attaches a program of five instructions to both interfaces: what
 // comes in by one goes out by the other.
@@ -73,14 +75,16 @@ func startRedirect(_ context.Context, _ *bed, s *site) (r *running, err error) {
 	return r, nil
 }
 
-// divert is what the kernel's documentation says of TPROXY: packets of sockets
-// that are transparent, and new connections to the servers' ports, are for this
-// host. Nothing is forwarded: what arrives has gone through the proxy.
+// divert is what the kernel's documentation says of TPROXY: new connections to
+// the servers' ports, and packets of sockets that are transparent, are for this
+// host. New connections come first, or one on the ports of an earlier one would
+// go to what is left of that, in TIME_WAIT, where no listener is found for it.
+// Nothing is forwarded: what arrives has gone through the proxy.
 const divert = `table ip bench {
   chain prerouting {
     type filter hook prerouting priority mangle; policy accept;
+    iifname "%s" tcp dport %d-%d tcp flags & (fin | syn | rst | ack) == syn tproxy to :%d meta mark set 1 accept
     meta l4proto tcp socket transparent 1 meta mark set 1 accept
-    iifname "%s" tcp dport %d-%d tproxy to :%d meta mark set 1 accept
   }
 }
 `
@@ -152,7 +156,7 @@ func startHAProxy(mode string) func(context.Context, *bed, *site) (*running, err
 	return func(ctx context.Context, b *bed, s *site) (*running, error) {
 		options := "option splice-auto"
 		if mode == "http" {
-			options = "http-reuse safe"
+			options = "http-reuse never" // no other client may use it: it has this one's address
 		}
 		conf, err := writeFile(b.dir, "haproxy.cfg", fmt.Sprintf(haproxyConf, mode, options, proxyPort))
 		if err != nil {

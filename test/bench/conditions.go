@@ -35,7 +35,7 @@ func readConditions(o options) conditions {
 		c.Kernel = unix.ByteSliceToString(u.Release[:])
 	}
 	for name, args := range map[string][]string{
-		"penstock": {o.penstock, "version"}, "haproxy": {"haproxy", "-v"}, "nginx": {"nginx", "-v"}, "wrk": {"wrk", "-v"},
+		"penstock": {o.penstock, "version"}, "source": {"git", "-C", o.root, "describe", "--always", "--dirty", "--abbrev=12"}, "haproxy": {"haproxy", "-v"}, "nginx": {"nginx", "-v"}, "wrk": {"wrk", "-v"},
 	} {
 		c.Versions[name] = versionOf(args...)
 	}
@@ -51,7 +51,7 @@ func versionOf(args ...string) string {
 	out, _ := exec.Command(args[0], args[1:]...).CombinedOutput()
 	line, _, _ := bytes.Cut(bytes.TrimSpace(out), []byte("\n"))
 	text := string(line)
-	for _, tail := range []string{" https://", " [epoll]"} {
+	for _, tail := range []string{" - https://", " https://", " [epoll]"} {
 		text, _, _ = strings.Cut(text, tail)
 	}
 	return text

@@ -11,10 +11,10 @@ need iperf3 iperf3
 need tshark tshark
 need ethtool ethtool
 need ip iproute2
-need haproxy haproxy
-need wrk wrk
 # `packages.sh bench`: the peers that only the benchmarks run.
 if [ "${1:-}" = bench ]; then
+	need haproxy haproxy
+	need wrk wrk
 	need nft nftables
 	need nginx nginx
 	ls /usr/lib*/nginx/modules/ngx_stream_module.so >/dev/null 2>&1 || missing="$missing libnginx-mod-stream"

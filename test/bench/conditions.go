@@ -47,8 +47,10 @@ func versionOf(args ...string) string {
 	if _, err := exec.LookPath(args[0]); err != nil {
 		return "not installed"
 	}
-	// wrk exits with 1 after it has said its version.
-	out, _ := exec.Command(args[0], args[1:]...).CombinedOutput()
+	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+	if err != nil && args[0] != "wrk" { // which exits with 1 after it has said its version
+		return "unknown"
+	}
 	line, _, _ := bytes.Cut(bytes.TrimSpace(out), []byte("\n"))
 	text := string(line)
 	for _, tail := range []string{" - https://", " https://", " [epoll]"} {

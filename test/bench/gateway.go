@@ -19,6 +19,7 @@ type gateway struct {
 	needs       []string // programs that it is, or is set up by
 	config      string   // of penstock; with it there is no start
 	depth       string   // at which penstock's chain must run
+	inXDP       bool     // penstock's packets are to stay there
 	binary      string   // of penstock; "": the one to measure
 	start       func(ctx context.Context, b *bed, s *site) (*running, error)
 }
@@ -41,8 +42,8 @@ type running struct {
 	pids []int
 	// alive returns an error if the gateway has ended or is not what it should be.
 	alive func() error
-	// seen counts packets that took the gateway's own path; nil where there is no
-	// other path by which they could have come.
+	// seen counts packets that took the way that the gateway is measured for; nil
+	// where there is no other by which they could have come.
 	seen func() (uint64, error)
 	// processes to end and undo to call, in this order
 	processes []*process
@@ -82,6 +83,7 @@ func (r *running) add(p *process) {
 func gateways() []gateway {
 	return []gateway{
 		{name: "redirect", about: "XDP redirect NIC to NIC, no look-up, no counter: the limit", place: inWire, start: startRedirect},
+		{name: "offload", about: "penstock, an acl that releases each flow to XDP after its first packet", place: inWire, config: shipped("offload.toml"), depth: "forward", inXDP: true},
 		{name: "forward", about: "penstock, AF_XDP, a chain without stages", place: inWire, config: shipped("forward.toml"), depth: "forward"},
 		{name: "terminate", about: "penstock, AF_XDP, tcp stage at depth terminate", place: inWire, config: terminateChain, depth: "terminate"},
 		{name: "terminate+http", about: "the same, and the http stage", place: inWire, config: terminateChain + httpStage, depth: "terminate"},
@@ -182,9 +184,15 @@ func startPenstock(ctx context.Context, b *bed, s *site, g gateway) (*running, e
 		_ = r.stop()
 		return nil, err
 	}
-	r.seen = func() (uint64, error) {
+	r.seen = func() (n uint64, err error) {
 		st, err := client.Status()
-		return st.Totals.Packets, err
+		if !g.inXDP {
+			return st.Totals.Packets, err
+		}
+		for _, p := range st.Ports {
+			n += 2 * p.Reasons["flow_offloaded"].Packets // the first ones of a flow may still go by user space
+		}
+		return n, err
 	}
 	r.alive = func() error {
 		if err := p.alive(); err != nil {

@@ -181,7 +181,7 @@ func TestParseRetransmits(t *testing.T) {
 
 func TestAgainst(t *testing.T) {
 	got := strings.Join(names(against(gateways()[:3], "/other")), " ")
-	if got != "redirect forward forward@other terminate terminate@other" {
+	if got != "redirect offload offload@other forward forward@other" {
 		t.Errorf("got %s", got)
 	}
 }

@@ -1,6 +1,9 @@
 package stack
 
 import (
+	"sync"
+	"sync/atomic"
+
 	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
@@ -13,8 +16,58 @@ type accepted struct {
 	ep *tcp.Endpoint // nil: it failed
 }
 
-// shake performs the handshake with a client. Netstack runs it on a goroutine
-// of its own, and there is no way around that; MaxPending bounds their number.
+// shakers are goroutines that wait for handshakes. Netstack starts one for each,
+// and it blocks until its handshake is over; there is no way around that. But one
+// that has grown its stack once can be used again: growing costs more than the
+// handshake.
+type shakers struct {
+	jobs    chan *tcp.ForwarderRequest
+	quit    chan struct{}
+	idle    atomic.Int32
+	running sync.WaitGroup
+}
+
+// idleShakers is how many goroutines may wait for work.
+const idleShakers = 256
+
+func newShakers() *shakers {
+	return &shakers{jobs: make(chan *tcp.ForwarderRequest), quit: make(chan struct{})}
+}
+
+// run returns what netstack starts for each handshake: it passes the request on
+// to a goroutine that waits, or serves it and others after it.
+func (h *shakers) run(shake func(*tcp.ForwarderRequest)) func(*tcp.ForwarderRequest) {
+	return func(r *tcp.ForwarderRequest) {
+		defer h.running.Done()
+		select {
+		case h.jobs <- r:
+			return
+		default:
+		}
+		for {
+			shake(r)
+			if h.idle.Add(1) > idleShakers {
+				h.idle.Add(-1)
+				return
+			}
+			select {
+			case r = <-h.jobs:
+				h.idle.Add(-1)
+			case <-h.quit:
+				return
+			}
+		}
+	}
+}
+
+// stop ends the goroutines, once none of them has a handshake to wait for.
+func (h *shakers) stop() {
+	close(h.quit)
+	h.running.Wait()
+}
+
+// shake performs the handshake with a client. MaxPending bounds how many there
+// are at once.
 func (s *Stack) shake(r *tcp.ForwarderRequest) {
 	id := r.ID()
 	s.mu.Lock()
@@ -42,7 +95,11 @@ func (s *Stack) maxShaking() int { return 2 * s.o.MaxPending }
 // handler is what netstack asks about segments for which it has no endpoint.
 // It runs on the worker's goroutine, inside inject.
 func (s *Stack) handler(id nstack.TransportEndpointID, pkt *nstack.PacketBuffer) bool {
+	s.shakers.running.Add(1)
 	ok := s.forward.HandlePacket(id, pkt)
+	if !ok {
+		s.shakers.running.Done()
+	}
 	s.launched = s.launched || ok
 	return ok
 }

@@ -12,7 +12,7 @@ import (
 const (
 	// txTurn is how many frames leave in a turn at most: what fits into the
 	// transmit rings, so that netstack's bursts wait here and are not lost there.
-	txTurn = 512
+	txTurn = 128
 	// synSpacing is the least time between two SYNs of one dial, unless a reset
 	// was sent in between. Netstack answers a challenge ACK with a reset and
 	// then repeats its SYN every few microseconds.
@@ -233,8 +233,10 @@ func (s *Stack) frame(l *leg, pkt *nstack.PacketBuffer, ip []byte, t wire.TCP, o
 	}
 	if flags&wire.FlagSYN != 0 {
 		mirror(seg, l.offered)
-		l.iss, l.firstSent = seg.Seq(), true
-		l.sndMax, l.acked = l.iss+1, l.iss
+		if !l.firstSent { // else a repetition, which may come after the answer
+			l.iss, l.firstSent = seg.Seq(), true
+			l.sndMax, l.acked = l.iss+1, l.iss
+		}
 	}
 	l.sent(seg, n)
 	l.address(b[l2:], seg)

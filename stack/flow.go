@@ -90,6 +90,7 @@ type leg struct {
 	lastSYN   int64      // when our last SYN went out; 0: none, or a reset since
 	gotFIN    bool       // its end has finished, and the relay has read everything
 	sentFIN   bool       // netstack was told to finish
+	closed    bool       // and to keep nothing for us
 	firstSent bool       // iss is known
 	asked     bool       // the endpoint is closed, and was asked whether by an error
 	failed    bool       // it was
@@ -147,19 +148,19 @@ func (l *leg) state() tcp.EndpointState {
 	return l.ep.EndpointState()
 }
 
-// over reports whether nothing is left of the connection but, perhaps,
-// TIME_WAIT. What was seen on the wire counts too: netstack goes from LAST_ACK
-// back to FIN_WAIT1 when it repeats a FIN, and then waits for one that it has.
+// over reports whether netstack keeps nothing of the connection but, perhaps,
+// TIME_WAIT.
 func (l *leg) over() bool {
 	switch l.state() {
 	case tcp.StateClose, tcp.StateError, tcp.StateTimeWait:
 		return true
 	}
-	return l.finished()
+	return false
 }
 
 // finished reports whether both ends have sent their FIN and ours is
-// acknowledged.
+// acknowledged, as seen on the wire. Netstack may not know: when it repeats a FIN
+// it goes from LAST_ACK back to FIN_WAIT1, and then waits for one that it has.
 func (l *leg) finished() bool { return l.gotFIN && l.sentFIN && l.acked == l.iss+l.written+2 }
 
 // dead reports whether the connection ended otherwise than by both FINs.

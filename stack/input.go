@@ -189,6 +189,7 @@ func (s *Stack) deliver(l *leg, p *pipeline.Packet, t wire.TCP) {
 			return
 		}
 	}
+	s.fed++
 	if l.gro != nil && l.append(t) {
 		s.n.rxMerged.Add(1)
 		return
@@ -256,6 +257,7 @@ func (s *Stack) Flush() {
 func (s *Stack) inject(ip []byte, v6, verified bool) {
 	pkt := nstack.NewPacketBuffer(nstack.PacketBufferOptions{Payload: buffer.MakeWithData(ip)})
 	pkt.RXChecksumValidated = verified
+	s.fed++
 	s.link.dispatcher.DeliverNetworkPacket(netProto(v6), pkt)
 	pkt.DecRef()
 }

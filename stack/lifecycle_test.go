@@ -350,7 +350,11 @@ func TestSequential(t *testing.T) {
 }
 
 func TestConcurrent(t *testing.T) {
-	const connections, size = 500, 20_000
+	const size = 20_000
+	connections := 500
+	if underRace {
+		connections = 60
+	}
 	b := newBed(t, bedOptions{frames: 16384})
 	to := addr(server4, 80)
 	l := b.server.listen(t, to)
@@ -372,6 +376,7 @@ func TestConcurrent(t *testing.T) {
 				return
 			}
 			defer c.Close()
+			c.SetDeadline(time.Now().Add(20 * time.Second))
 			want := noise(byte(i), size)
 			go func() { c.Write(want); c.CloseWrite() }()
 			if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, want) {
@@ -381,9 +386,9 @@ func TestConcurrent(t *testing.T) {
 	}
 	wg.Wait()
 	eventually(t, "no flow left", func() bool { return b.flows() == 0 })
-	b.wantCount("accepted", connections)
-	b.wantCount("closed", connections)
-	b.wantCount("bytes_to_client", connections*size)
+	b.wantCount("accepted", uint64(connections))
+	b.wantCount("closed", uint64(connections))
+	b.wantCount("bytes_to_client", uint64(connections*size))
 }
 
 func TestLimits(t *testing.T) {

@@ -204,6 +204,7 @@ func (s *Stack) beginClosing(f *flow, now int64) {
 	s.endStreams(f, now)
 	for _, l := range [...]*leg{&f.client, &f.server} {
 		if l.ep != nil {
+			l.closed = true
 			l.ep.Close()
 		}
 	}
@@ -212,11 +213,18 @@ func (s *Stack) beginClosing(f *flow, now int64) {
 	s.checkClosed(f, now)
 }
 
+// knowWait is how long netstack may take to find out that a connection is over.
+const knowWait = time.Second
+
 // checkClosed looks whether both ends have acknowledged the end.
 func (s *Stack) checkClosed(f *flow, now int64) {
-	if f.client.over() && f.server.over() {
+	c, v := &f.client, &f.server
+	switch {
+	case c.over() && v.over():
 		s.n.closed.Add(1)
 		s.linger(f, now)
+	case (c.over() || c.finished()) && (v.over() || v.finished()):
+		f.setDeadline(now, max(min(knowWait, time.Duration(f.deadline-now)), 1))
 	}
 }
 

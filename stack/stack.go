@@ -2,6 +2,7 @@ package stack
 
 import (
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,11 +33,14 @@ type Stack struct {
 	proto    segmentQueuer
 	forward  *tcp.Forwarder
 	link     *link
+	clock    *clock
 	active   int
 	pending  int
 	draining bool
 	closed   bool
 	launched bool // the forwarder has taken the SYN that was just injected
+	fed      int  // segments that netstack was given since the last Poll
+	shakers  *shakers
 
 	flows     *flowtab.Table[*flow]
 	frags     *flowtab.Table[struct{}] // datagrams whose first fragment was ours
@@ -86,13 +90,16 @@ func New(env *pipeline.Env, o Options) (*Stack, error) {
 		denials: make(map[pipeline.Reason]*pipeline.Counter),
 		shaking: make(map[nstack.TransportEndpointID]*flow),
 		buf:     make([]byte, relayChunk),
+		shakers: newShakers(),
 	}
 	mtu, err := usableMTU(env)
 	if err != nil {
 		return nil, err
 	}
 	s.link = &link{mtu: uint32(mtu), wake: s.wake, dropped: s.n.txDropped}
+	s.clock = newClock(env.Now)
 	s.net = nstack.New(nstack.Options{
+		Clock:              s.clock,
 		NetworkProtocols:   []nstack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 		TransportProtocols: []nstack.TransportProtocolFactory{tcp.NewProtocol},
 		// HandleLocal stays off: the addresses of live connections count as
@@ -103,7 +110,7 @@ func New(env *pipeline.Env, o Options) (*Stack, error) {
 		return nil, err
 	}
 	s.proto = s.net.TransportProtocolInstance(tcp.ProtocolNumber).(segmentQueuer)
-	s.forward = tcp.NewForwarder(s.net, o.ReceiveBuffer, s.maxShaking(), s.shake)
+	s.forward = tcp.NewForwarder(s.net, o.ReceiveBuffer, s.maxShaking(), s.shakers.run(s.shake))
 	s.net.SetTransportProtocolHandler(tcp.ProtocolNumber, s.handler)
 	return s, nil
 }
@@ -198,11 +205,22 @@ func (s *Stack) revisit(f *flow) {
 	}
 }
 
+// fewSegments is below what a worker receives when it is busy. Then what came
+// before is at hand to be worked on, and what came now is the next turn's.
+const fewSegments = 32
+
 // Poll does what netstack and the flows have asked for since the last call:
 // handshakes that ended, bytes that can be relayed, packets to be sent.
 func (s *Stack) Poll(now int64) (busy bool) {
 	s.signalled.Store(true)
+	s.clock.advance(now)
 	s.Flush()
+	if s.fed > 0 && s.fed < fewSegments {
+		// Netstack's goroutines come first: what they make of the segments is
+		// looked at and sent in this turn.
+		runtime.Gosched()
+	}
+	s.fed = 0
 	s.mu.Lock()
 	s.ready, s.work = s.work[:0], s.ready
 	s.accepted, s.done = s.done[:0], s.accepted
@@ -297,6 +315,7 @@ func (s *Stack) Close() error {
 		s.kill(*p, now)
 	}
 	err := s.stopHandshakes()
+	s.shakers.stop()
 	s.transmit(now)
 	for s.txAt < len(s.tx) {
 		s.releaseTx()

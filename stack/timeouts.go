@@ -14,6 +14,12 @@ func (s *Stack) timeout(f *flow, now int64) {
 		s.n.dialTimeout.Add(1)
 	case stateAccepting:
 		s.n.handshakeTimeout.Add(1)
+	case stateClosing:
+		if c, v := &f.client, &f.server; (c.over() || c.finished()) && (v.over() || v.finished()) {
+			s.n.closed.Add(1)
+		} else {
+			s.n.closeTimeout.Add(1)
+		}
 	default:
 		if f.resetting == nil {
 			s.n.closeTimeout.Add(1)
@@ -116,13 +122,14 @@ func (s *Stack) shut(f *flow, now int64) {
 		s.dropStore(&f.dir[d])
 	}
 	for _, l := range [...]*leg{&f.client, &f.server} {
-		if l.over() {
-			if l.state() != tcp.StateTimeWait {
-				l.abort(true)
-			}
-			continue // TIME_WAIT goes on, while the flow is remembered
+		switch {
+		case l.state() == tcp.StateTimeWait: // goes on while the flow is remembered
+		case l.closed && l.over():
+			l.dropGRO()
+			l.ep = nil // netstack has let go of it
+		default:
+			l.abort(l.over() || l.finished())
 		}
-		l.abort(false)
 	}
 	f.syn = nil
 }

@@ -10,10 +10,10 @@ type counters struct {
 	accepted, handshakeFailed, handshakeTimeout                               *pipeline.Counter
 	halfClosed, closed, resets, reused                                        *pipeline.Counter
 	idleTimeout, halfClosedTimeout, closeTimeout                              *pipeline.Counter
-	denied, deniedReply, holdFull                                             *pipeline.Counter
+	denied, deniedReply, holdFull, panicked                                   *pipeline.Counter
 
-	midstream, wrongPort, flowLimit, pendingLimit, draining *pipeline.Counter
-	unusable, ipOptions, signed, fragmentedSYN, vlanClash   *pipeline.Counter
+	midstream, wrongPort, flowLimit, pendingLimit, draining, bypassedAgain *pipeline.Counter
+	unusable, ipOptions, signed, fragmentedSYN, vlanClash                  *pipeline.Counter
 
 	bytesUp, bytesDown                                   *pipeline.Counter
 	icmpTranslated, icmpMTU, icmpIgnored, fragments      *pipeline.Counter
@@ -49,11 +49,14 @@ func newCounters(set *pipeline.CounterSet) counters {
 		deniedReply:       c("denied_with_reply", "those of them that the client was told why"),
 		holdFull:          c("stream_hold_full", "connections denied because a stream stage held back more than hold_bytes"),
 
+		panicked: c("stream_panics", "connections reset because a stream stage panicked"),
+
 		midstream:     c("midstream", "TCP packets passed on because the connection's SYN was not seen"),
 		wrongPort:     c("wrong_port", "packets of a connection passed on because they came in by the port of the other end"),
 		flowLimit:     c("tcp_flow_limit", "new connections beyond max_flows"),
 		pendingLimit:  c("tcp_pending_limit", "new connections beyond max_pending"),
 		draining:      c("bypassed_draining", "new connections passed on while the stage was draining"),
+		bypassedAgain: c("bypassed_again", "repeated SYNs of connections that were bypassed before"),
 		unusable:      c("unsupported_address", "new connections with an address or port that TCP cannot use"),
 		ipOptions:     c("unsupported_ip_options", "new connections whose SYN had IP options or extension headers"),
 		signed:        c("unsupported_signature", "new connections with TCP-MD5 or TCP-AO"),

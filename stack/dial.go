@@ -35,22 +35,26 @@ func (s *Stack) begin(p *pipeline.Packet, t wire.TCP, key wire.Flow, reversed bo
 	case offered.signed:
 		s.unsupported(p, s.n.signed)
 		return
+	case s.wasBypassed(p, t):
+		s.n.bypassedAgain.Add(1)
+		s.bypass(p, t, now)
+		return
 	case s.draining:
 		s.n.draining.Add(1)
-		p.Continue()
+		s.bypass(p, t, now)
 		return
 	case s.active >= s.o.MaxFlows:
-		s.limit(p, s.n.flowLimit, ReasonFlowLimit)
+		s.limit(p, t, now, s.n.flowLimit, ReasonFlowLimit)
 		return
 	case s.pending >= s.o.MaxPending:
-		s.limit(p, s.n.pendingLimit, ReasonPendingLimit)
+		s.limit(p, t, now, s.n.pendingLimit, ReasonPendingLimit)
 		return
 	}
 	place, ok := s.flows.Insert(key, now)
 	if !ok {
 		s.evictLingering(now)
 		if place, ok = s.flows.Insert(key, now); !ok {
-			s.limit(p, s.n.flowLimit, ReasonFlowLimit)
+			s.limit(p, t, now, s.n.flowLimit, ReasonFlowLimit)
 			return
 		}
 	}
@@ -63,7 +67,7 @@ func (s *Stack) begin(p *pipeline.Packet, t wire.TCP, key wire.Flow, reversed bo
 		// Nothing has been sent yet: the ends can still do without us.
 		s.n.dialFailed.Add(1)
 		s.forget(f, now)
-		p.Continue()
+		s.bypass(p, t, now)
 		return
 	}
 	s.n.dials.Add(1)
@@ -98,22 +102,60 @@ func usable(a netip.Addr) bool {
 
 var broadcast4 = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
+// unsupported refuses a connection that can never be terminated.
 func (s *Stack) unsupported(p *pipeline.Packet, why *pipeline.Counter) {
 	why.Add(1)
-	refuse(p, s.o.OnUnsupported, ReasonUnsupported)
-}
-
-func (s *Stack) limit(p *pipeline.Packet, which *pipeline.Counter, r pipeline.Reason) {
-	which.Add(1)
-	refuse(p, s.o.OnLimit, r)
-}
-
-func refuse(p *pipeline.Packet, how Refusal, r pipeline.Reason) {
-	if how == Drop {
-		p.Drop(r)
+	if s.o.OnUnsupported == Drop {
+		p.Drop(ReasonUnsupported)
 		return
 	}
 	p.Continue()
+	p.Release()
+}
+
+// limit refuses a connection that is one too many now.
+func (s *Stack) limit(p *pipeline.Packet, t wire.TCP, now int64, which *pipeline.Counter, r pipeline.Reason) {
+	which.Add(1)
+	if s.o.OnLimit == Drop {
+		p.Drop(r)
+		return
+	}
+	s.bypass(p, t, now)
+}
+
+const (
+	// bypassCapacity is how many bypassed SYNs are remembered; the oldest make
+	// room for new ones.
+	bypassCapacity = 4096
+	// bypassTime is how long: as long as they are repeated.
+	bypassTime = 60 * time.Second
+)
+
+// bypass lets a connection pass that might have been terminated. If its SYN is
+// repeated, it is bypassed again: by then the server may have answered the first
+// one.
+func (s *Stack) bypass(p *pipeline.Packet, t wire.TCP, now int64) {
+	p.Continue()
+	p.Release()
+	isn, ok := s.bypassed.Insert(p.Flow, now)
+	if !ok {
+		s.bypassed.EvictOldest(nil)
+		isn, _ = s.bypassed.Insert(p.Flow, now)
+	}
+	*isn = t.Seq()
+}
+
+// wasBypassed reports whether this SYN was bypassed before.
+func (s *Stack) wasBypassed(p *pipeline.Packet, t wire.TCP) bool {
+	if s.bypassed.Len() == 0 {
+		return false
+	}
+	isn, ok := s.bypassed.Peek(p.Flow)
+	if ok && *isn != t.Seq() {
+		s.bypassed.Delete(p.Flow)
+		return false
+	}
+	return ok
 }
 
 // newFlow makes the record of the connection that a SYN begins.

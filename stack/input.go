@@ -43,11 +43,17 @@ func (s *Stack) segment(p *pipeline.Packet, now int64) {
 	}
 	f := *v
 	if f.conn.Flow.VLAN != p.Flow.VLAN && !(isSYN && f.state == stateClosed) {
-		// Netstack has no place for a VLAN in an endpoint's name.
-		if isSYN {
-			s.unsupported(p, s.n.vlanClash)
-		} else {
+		// Netstack has no place for a VLAN in an endpoint's name. Nor is the flow
+		// released: who takes it may not tell the two apart either.
+		switch {
+		case !isSYN:
 			s.midstream(p)
+		case s.o.OnUnsupported == Drop:
+			s.n.vlanClash.Add(1)
+			p.Drop(ReasonUnsupported)
+		default:
+			s.n.vlanClash.Add(1)
+			p.Continue()
 		}
 		return
 	}

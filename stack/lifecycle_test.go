@@ -424,6 +424,28 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestBypassedStaysBypassed: a SYN that is repeated after the limit has become
+// slack may have been answered already.
+func TestBypassedStaysBypassed(t *testing.T) {
+	b := newBed(t, bedOptions{noHosts: true, options: func(o *stack.Options) { o.MaxFlows = 1 }})
+	c1, s1, cSeq, _, _, _ := b.open(addr(client4, 5000), addr(server4, 80))
+	c2, s2 := b.players(addr(client4, 5001), addr(server4, 80))
+	c2.send(wire.FlagSYN, 4711, 0, nil, nil)
+	s2.expectWhere("the client's own SYN", func(s segment) bool { return s.tcp.Seq() == 4711 })
+	c1.send(wire.FlagRST, cSeq, 0, nil, nil)
+	s1.expect(wire.FlagRST)
+	eventually(t, "room for another", func() bool { return b.flows() == 0 })
+	s2.at = len(b.ports[wan].frames())
+	c2.send(wire.FlagSYN, 4711, 0, nil, nil)
+	s2.expectWhere("the client's own SYN again", func(s segment) bool { return s.tcp.Seq() == 4711 })
+	b.wantCount("bypassed_again", 1)
+	c2.send(wire.FlagSYN, 99, 0, nil, nil)
+	if syn := s2.expect(wire.FlagSYN); syn.tcp.Seq() == 99 {
+		t.Error("another connection on the same ports was bypassed as well")
+	}
+	b.wantCount("dials", 2)
+}
+
 // TestRememberedDoNotFill: closed connections that are still remembered make
 // room for new ones.
 func TestRememberedDoNotFill(t *testing.T) {

@@ -44,6 +44,7 @@ type Stack struct {
 
 	flows     *flowtab.Table[*flow]
 	frags     *flowtab.Table[struct{}] // datagrams whose first fragment was ours
+	bypassed  *flowtab.Table[uint32]   // sequence numbers of SYNs that were not taken
 	timed     []*flow                  // those with a deadline
 	lingering []*flow                  // those that are only remembered, oldest first
 	lingerAt  int                      // first of them
@@ -55,11 +56,16 @@ type Stack struct {
 	txOff  int // payload bytes of tx[txAt] that are out already
 	held   []*leg
 	gro    []*leg
-	work   []*flow // spare of ready
-	done   []accepted
-	buf    []byte // what a relay reads into
-	spare  [][]byte
-	reader payload
+	work   []*flow // taken from ready, from workAt on still to be serviced
+	workAt int
+	done   []accepted // taken from accepted, likewise
+	doneAt int
+	// current is the flow that is being serviced. If it is set when a Poll
+	// begins, a stream stage panicked in the last one.
+	current *flow
+	buf     []byte // what a relay reads into
+	spare   [][]byte
+	reader  payload
 
 	signalled atomic.Bool // the worker is awake or was woken: no need to again
 
@@ -85,12 +91,13 @@ func New(env *pipeline.Env, o Options) (*Stack, error) {
 	s := &Stack{
 		o: o, env: env, n: newCounters(env.Counters),
 		// Connections that are only remembered must not keep new ones out.
-		flows:   flowtab.New[*flow](o.MaxFlows + max(o.MaxFlows/2, 64)),
-		frags:   flowtab.New[struct{}](fragCapacity),
-		denials: make(map[pipeline.Reason]*pipeline.Counter),
-		shaking: make(map[nstack.TransportEndpointID]*flow),
-		buf:     make([]byte, relayChunk),
-		shakers: newShakers(),
+		flows:    flowtab.New[*flow](o.MaxFlows + max(o.MaxFlows/2, 64)),
+		frags:    flowtab.New[struct{}](fragCapacity),
+		bypassed: flowtab.New[uint32](bypassCapacity),
+		denials:  make(map[pipeline.Reason]*pipeline.Counter),
+		shaking:  make(map[nstack.TransportEndpointID]*flow),
+		buf:      make([]byte, relayChunk),
+		shakers:  newShakers(),
 	}
 	mtu, err := usableMTU(env)
 	if err != nil {
@@ -221,23 +228,28 @@ func (s *Stack) Poll(now int64) (busy bool) {
 		runtime.Gosched()
 	}
 	s.fed = 0
-	s.mu.Lock()
-	s.ready, s.work = s.work[:0], s.ready
-	s.accepted, s.done = s.done[:0], s.accepted
-	s.mu.Unlock()
-	for i, a := range s.done {
+	s.recover(now)
+	s.take()
+	for s.doneAt < len(s.done) {
+		a := s.done[s.doneAt]
+		s.done[s.doneAt] = accepted{}
+		s.doneAt++
+		s.current = a.f
 		s.finishHandshake(a, now)
-		s.done[i] = accepted{}
 		busy = true
 	}
-	for i, f := range s.work {
+	for s.workAt < len(s.work) {
+		f := s.work[s.workAt]
+		s.work[s.workAt] = nil
+		s.workAt++
+		s.current = f
 		f.queued.Store(false)
 		if s.service(f, now) {
 			s.revisit(f)
 		}
-		s.work[i] = nil
 		busy = true
 	}
+	s.current = nil
 	if s.transmit(now) {
 		busy = true
 	}
@@ -251,6 +263,31 @@ func (s *Stack) Poll(now int64) (busy bool) {
 	more := len(s.ready) > 0 || len(s.accepted) > 0
 	s.mu.Unlock()
 	return busy || more || s.link.waiting() || s.txAt < len(s.tx)
+}
+
+// take takes over what was queued, unless a panic has left something to do.
+func (s *Stack) take() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.workAt == len(s.work) {
+		s.ready, s.work, s.workAt = s.work[:0], s.ready, 0
+	}
+	if s.doneAt == len(s.done) {
+		s.accepted, s.done, s.doneAt = s.done[:0], s.accepted, 0
+	}
+}
+
+// recover ends the connection in which a stream stage has panicked. Its streams
+// are not called again.
+func (s *Stack) recover(now int64) {
+	f := s.current
+	if f == nil {
+		return
+	}
+	s.current = nil
+	s.n.panicked.Add(1)
+	f.streams, f.watching = nil, 0
+	s.kill(f, now)
 }
 
 // expireStep is how many flows one Tick looks at for having been idle.
@@ -269,6 +306,7 @@ func (s *Stack) Tick(now int64) {
 	}
 	s.flows.Expire(now, func(f **flow) time.Duration { return s.idleLimit(*f) }, expireStep,
 		func(_ wire.Flow, f **flow) { s.idle(*f, now) })
+	s.bypassed.Expire(now, func(*uint32) time.Duration { return bypassTime }, expireStep, nil)
 	s.forgetLingering(now)
 	s.n.active.Set(uint64(s.active))
 	s.n.pending.Set(uint64(s.pending))

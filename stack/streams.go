@@ -98,11 +98,11 @@ func (s *Stack) obey(f *flow, st *openStream, v pipeline.StreamVerdict, now int6
 func (s *Stack) deny(f *flow, v pipeline.StreamVerdict, now int64) {
 	s.n.denied.Add(1)
 	s.denial(v.Reason).Add(1)
-	s.endStreams(f, now)
 	if len(v.Reply) == 0 || f.client.sentFIN || f.client.dead() {
 		s.kill(f, now)
 		return
 	}
+	defer s.endStreams(f, now)
 	s.n.deniedReply.Add(1)
 	f.denying = true
 	f.server.abort(false)
@@ -138,6 +138,10 @@ func (s *Stack) denial(r pipeline.Reason) *pipeline.Counter {
 func (s *Stack) endStreams(f *flow, now int64) {
 	streams := f.streams
 	f.streams, f.watching = nil, 0
+	closeStreams(streams, now)
+}
+
+func closeStreams(streams []openStream, now int64) {
 	for i := range streams {
 		streams[i].s.Close(now)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -289,6 +290,80 @@ func TestStreamHoldFull(t *testing.T) {
 	b.wantCount("stream_hold_full", 1)
 	b.wantCount("denied_stream_hold_full", 1)
 }
+
+// TestStreamPanics: a bug in a stream stage ends the connection that it shows in,
+// and no other.
+func TestStreamPanics(t *testing.T) {
+	for _, where := range []string{"data", "end", "close", "open"} {
+		t.Run(where, func(t *testing.T) {
+			bad := addr(client4, 666)
+			st := &panicking{where: where, client: bad}
+			b := newBed(t, bedOptions{noHosts: true, mayPanic: true, streams: []pipeline.StreamStage{st}})
+			good, goodS, cSeq, cAck, _, _ := b.open(addr(client4, 5000), addr(server4, 80))
+
+			c, s := b.players(bad, addr(server4, 80))
+			c.send(wire.FlagSYN, 1000, 0, nil, nil)
+			syn := s.expect(wire.FlagSYN)
+			s.send(wire.FlagSYN|wire.FlagACK, 2000, syn.tcp.Seq()+1, nil, nil)
+			synack := c.expect(wire.FlagSYN | wire.FlagACK)
+			c.send(wire.FlagACK|wire.FlagPSH, 1001, synack.tcp.Seq()+1, nil, []byte("boom"))
+			if where == "end" {
+				c.expectWhere("acknowledgment", func(s segment) bool { return s.tcp.Ack() == 1005 })
+				c.send(wire.FlagACK|wire.FlagFIN, 1005, synack.tcp.Seq()+1, nil, nil)
+			}
+			if where == "close" {
+				c.expectWhere("acknowledgment", func(s segment) bool { return s.tcp.Ack() == 1005 })
+				c.send(wire.FlagRST, 1005, 0, nil, nil)
+			}
+			s.expect(wire.FlagRST)
+			eventually(t, "the connection gone", func() bool { return b.flows() == 1 })
+
+			good.send(wire.FlagACK|wire.FlagPSH, cSeq, cAck, nil, []byte("fine"))
+			if d := goodS.expectWhere("data", hasPayload); string(d.tcp.Payload()) != "fine" {
+				t.Errorf("got %q", d.tcp.Payload())
+			}
+			if n := b.worker.Stats().Panics; n != 1 {
+				t.Errorf("%d panics, want 1", n)
+			}
+			if where != "close" {
+				b.wantCount("stream_panics", 1)
+			}
+		})
+	}
+}
+
+type panicking struct {
+	where  string
+	client netip.AddrPort
+}
+
+func (p *panicking) Open(c *pipeline.Conn) pipeline.Stream {
+	if c.Client != p.client {
+		return nil
+	}
+	p.at("open")
+	return (*panickingStream)(p)
+}
+
+func (p *panicking) at(where string) {
+	if p.where == where {
+		panic("a bug")
+	}
+}
+
+type panickingStream panicking
+
+func (p *panickingStream) Data(_ pipeline.Direction, b []byte, _ int64) (int, pipeline.StreamVerdict) {
+	(*panicking)(p).at("data")
+	return len(b), pipeline.StreamVerdict{}
+}
+
+func (p *panickingStream) End(pipeline.Direction, int64) pipeline.StreamVerdict {
+	(*panicking)(p).at("end")
+	return pipeline.StreamVerdict{}
+}
+
+func (p *panickingStream) Close(int64) { (*panicking)(p).at("close") }
 
 // TestStreamNotInterested: a stage that does not open a stream costs nothing.
 type nobody struct{}

@@ -55,8 +55,9 @@ func (s *Stack) idle(f *flow, now int64) {
 	} else {
 		s.n.idleTimeout.Add(1)
 	}
-	s.shut(f, now)
+	streams := s.shut(f)
 	f.erase()
+	closeStreams(streams, now)
 }
 
 // kill ends a connection at once: both ends are reset, where they know of it,
@@ -83,9 +84,10 @@ func (s *Stack) supersede(f *flow, now int64) {
 
 // forget ends a connection and takes it out of the table.
 func (s *Stack) forget(f *flow, now int64) {
-	s.shut(f, now)
+	streams := s.shut(f)
 	s.flows.Delete(f.key)
 	f.erase()
+	closeStreams(streams, now)
 }
 
 // erase ends TIME_WAIT too: netstack must know nothing of the name any more.
@@ -97,18 +99,20 @@ func (f *flow) erase() {
 
 // linger ends a connection and keeps its name for what is under way still.
 func (s *Stack) linger(f *flow, now int64) {
-	s.shut(f, now)
+	streams := s.shut(f)
 	f.state = stateClosed
 	f.deadline = now + int64(s.o.TimeWait) + int64(time.Second)
 	s.lingering = append(s.lingering, f)
+	closeStreams(streams, now)
 }
 
-// shut ends what is left of a connection: streams, endpoints, buffers.
-func (s *Stack) shut(f *flow, now int64) {
+// shut ends what is left of a connection: endpoints, buffers. It returns the
+// streams, to be closed when all else is done: they are not our code.
+func (s *Stack) shut(f *flow) (streams []openStream) {
 	if f.state >= stateClosed {
-		return
+		return nil
 	}
-	f.setDeadline(now, 0)
+	f.setDeadline(0, 0)
 	f.gone.Store(true)
 	s.active--
 	if f.state <= stateAccepting {
@@ -117,7 +121,7 @@ func (s *Stack) shut(f *flow, now int64) {
 	if f.state == stateAccepting && f.client.ep == nil {
 		f.client.ep = s.find(f.client.id)
 	}
-	s.endStreams(f, now)
+	streams, f.streams, f.watching = f.streams, nil, 0
 	for d := range f.dir {
 		s.dropStore(&f.dir[d])
 	}
@@ -132,6 +136,7 @@ func (s *Stack) shut(f *flow, now int64) {
 		}
 	}
 	f.syn = nil
+	return streams
 }
 
 // forgetLingering drops the connections that were remembered long enough.

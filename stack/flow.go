@@ -50,6 +50,7 @@ type flow struct {
 	// resetting is the leg that has to be reset once what the other one has
 	// sent before its own reset is out.
 	resetting *leg
+	every     bool // service looks at both directions, whatever the events
 	denying   bool // the client is being told why, the server is gone
 
 	queued  atomic.Bool // in Stack.ready; also set by netstack's goroutines
@@ -78,6 +79,8 @@ type leg struct {
 	id    nstack.TransportEndpointID
 	queue waiter.Queue
 	entry waiter.Entry
+	// events is what netstack has notified of since the last service.
+	events atomic.Uint32
 
 	out       pipeline.PortID // where its end is
 	l2        [wire.EthernetLen + wire.MaxVLANs*wire.VLANTagLen]byte
@@ -122,7 +125,10 @@ var (
 
 // NotifyEvent implements waiter.EventListener. Netstack calls it with the
 // endpoint locked, on any goroutine: it only says that the flow wants service.
-func (l *leg) NotifyEvent(waiter.EventMask) { l.f.s.revisit(l.f) }
+func (l *leg) NotifyEvent(mask waiter.EventMask) {
+	l.events.Or(uint32(mask))
+	l.f.s.enqueue(l.f)
+}
 
 // peer returns the other leg.
 func (l *leg) peer() *leg {

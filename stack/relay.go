@@ -6,6 +6,7 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
 
 	"penstock/pipeline"
 )
@@ -28,6 +29,7 @@ type direction struct {
 	base   uint64 // where buf begins: what was written to the receiver
 	passed uint64 // up to where every stream lets bytes go
 	bytes  uint64 // written
+	unsaid int    // read since netstack was told last
 	eof    bool   // the sender has finished
 	ended  bool   // and the streams have been told
 	cut    bool   // the sender's connection is gone, or its bytes are of no interest any more
@@ -51,8 +53,9 @@ func (s *Stack) service(f *flow, now int64) (more bool) {
 	case stateDialing:
 		s.checkDial(f, now)
 	case stateOpen:
+		wanted := f.wanted()
 		for _, d := range [...]pipeline.Direction{pipeline.ToServer, pipeline.ToClient} {
-			if s.pump(f, d, now) {
+			if wanted[d] && s.pump(f, d, now) {
 				more = true
 			}
 			if f.state != stateOpen {
@@ -64,6 +67,18 @@ func (s *Stack) service(f *flow, now int64) (more bool) {
 		s.checkClosed(f, now)
 	}
 	return more && f.state == stateOpen
+}
+
+// wanted returns the directions in which there may be something to do: whose
+// sender can be read, or whose receiver can be written to again.
+func (f *flow) wanted() (d [2]bool) {
+	const over = waiter.EventHUp | waiter.EventErr
+	c, v := waiter.EventMask(f.client.events.Swap(0)), waiter.EventMask(f.server.events.Swap(0))
+	every := f.every || (c|v)&over != 0
+	f.every = false
+	d[pipeline.ToServer] = every || c&waiter.ReadableEvents != 0 || v&waiter.WritableEvents != 0
+	d[pipeline.ToClient] = every || v&waiter.ReadableEvents != 0 || c&waiter.WritableEvents != 0
+	return d
 }
 
 // pump moves the bytes of one direction until the sender has none, the
@@ -93,7 +108,10 @@ func (s *Stack) pump(f *flow, d pipeline.Direction, now int64) (more bool) {
 		if src.ep == nil || room <= 0 {
 			return false
 		}
-		n, err := read(src.ep, s.buf[:room])
+		if moved > 0 && src.ep.Readiness(waiter.ReadableEvents) == 0 {
+			return false // cheaper than to try
+		}
+		n, err := s.read(dir, src.ep, s.buf[:room])
 		if n == 0 {
 			if _, again := err.(*tcpip.ErrWouldBlock); again || err == nil {
 				return false
@@ -274,7 +292,7 @@ func (s *Stack) finishResets(now int64) (busy bool) {
 // discard throws away what a direction's sender sends on and notes its end.
 func (s *Stack) discard(dir *direction, src *leg) {
 	for src.ep != nil && !src.gotFIN {
-		n, err := read(src.ep, s.buf)
+		n, err := s.read(dir, src.ep, s.buf)
 		if n > 0 {
 			continue
 		}
@@ -285,15 +303,20 @@ func (s *Stack) discard(dir *direction, src *leg) {
 	}
 }
 
+// moderateStep is how many bytes are read before netstack is told, which then
+// adjusts the receive buffer. It costs a lock.
+const moderateStep = 16 << 10
+
 // read takes bytes out of an endpoint. 0 bytes come with the cause.
-func read(ep *tcp.Endpoint, b []byte) (int, tcpip.Error) {
+func (s *Stack) read(dir *direction, ep *tcp.Endpoint, b []byte) (int, tcpip.Error) {
 	w := tcpip.SliceWriter(b)
 	r, err := ep.Read(&w, tcpip.ReadOptions{})
 	if err != nil {
 		return 0, err
 	}
-	if r.Count > 0 {
-		ep.ModerateRecvBuf(r.Count)
+	if dir.unsaid += r.Count; dir.unsaid >= moderateStep {
+		ep.ModerateRecvBuf(dir.unsaid)
+		dir.unsaid = 0
 	}
 	return r.Count, nil
 }

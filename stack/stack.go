@@ -197,19 +197,22 @@ func (s *Stack) wake() {
 	}
 }
 
-// enqueue lists a flow for service; its queued mark is set already.
+// enqueue lists a flow for service, unless it is listed already. Netstack's
+// goroutines call it too.
 func (s *Stack) enqueue(f *flow) {
+	if f.queued.Swap(true) {
+		return
+	}
 	s.mu.Lock()
 	s.ready = append(s.ready, f)
 	s.mu.Unlock()
 	s.wake()
 }
 
-// revisit has a flow serviced again in the next turn.
+// revisit has the whole of a flow serviced again in the next turn.
 func (s *Stack) revisit(f *flow) {
-	if !f.queued.Swap(true) {
-		s.enqueue(f)
-	}
+	f.every = true
+	s.enqueue(f)
 }
 
 // fewSegments is below what a worker receives when it is busy. Then what came

@@ -130,14 +130,6 @@ func (l *leg) NotifyEvent(mask waiter.EventMask) {
 	l.f.s.enqueue(l.f)
 }
 
-// peer returns the other leg.
-func (l *leg) peer() *leg {
-	if l.toServer {
-		return &l.f.client
-	}
-	return &l.f.server
-}
-
 // towards returns the direction whose bytes go out by this leg.
 func (l *leg) towards() pipeline.Direction {
 	if l.toServer {

@@ -125,6 +125,7 @@ func (s *Stack) finishHandshake(a accepted, now int64) {
 	l.ep.SetOwner(l)
 	l.ep.UnlockUser()
 	s.keepAlive(l.ep)
+	s.keepAlive(f.server.ep)
 	l.listen()
 	f.state, f.syn = stateOpen, nil
 	f.setDeadline(now, 0)

@@ -205,7 +205,6 @@ func (s *Stack) dial(f *flow) tcpip.Error {
 	// Else the port would be taken for every other server too.
 	ep.SocketOptions().SetReuseAddress(true)
 	ep.SetOwner(l)
-	s.keepAlive(ep)
 	l.ep = ep
 	l.listen()
 	if err := ep.Bind(tcpip.FullAddress{NIC: nicID, Addr: l.id.LocalAddress, Port: l.id.LocalPort}); err != nil {
@@ -224,8 +223,10 @@ func (l *leg) listen() {
 	l.queue.EventRegister(&l.entry)
 }
 
+// keepAlive has an endpoint probe its end. Netstack starts the timer only on an
+// endpoint that is connected.
 func (s *Stack) keepAlive(ep *tcp.Endpoint) {
-	if s.o.KeepAlive <= 0 {
+	if s.o.KeepAlive <= 0 || ep == nil {
 		return
 	}
 	idle := tcpip.KeepaliveIdleOption(s.o.KeepAlive)

@@ -245,6 +245,28 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
+// TestKeepAlive: a server that has vanished is found out, and the client reset;
+// one that is merely silent is not.
+func TestKeepAlive(t *testing.T) {
+	b := newBed(t, bedOptions{noHosts: true, options: func(o *stack.Options) { o.KeepAlive = 100 * time.Millisecond }})
+	c, s, cSeq, cAck, _, sAck := b.open(addr(client4, 5000), addr(server4, 80))
+	probe := func(seq uint32) func(segment) bool {
+		return func(p segment) bool { return p.tcp.Seq() == seq-1 || p.tcp.Flags().Has(wire.FlagRST) }
+	}
+	s.expectWhere("a probe", probe(sAck))
+	for probes := 0; ; probes++ {
+		if p := c.expectWhere("a probe, or the end", probe(cAck)); p.tcp.Flags().Has(wire.FlagRST) {
+			if probes < 5 {
+				t.Errorf("reset after %d probes of a client that answers", probes)
+			}
+			break
+		}
+		c.send(wire.FlagACK, cSeq, cAck, nil, nil)
+	}
+	eventually(t, "no flow left", func() bool { return b.flows() == 0 })
+	b.wantCount("resets", 1)
+}
+
 // TestSYNOnOpenConnection: a SYN alone does not end a connection (RFC 5961); a
 // client that has lost it says so when challenged, and begins anew.
 func TestSYNOnOpenConnection(t *testing.T) {

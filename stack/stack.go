@@ -103,6 +103,7 @@ func New(env *pipeline.Env, o Options) (*Stack, error) {
 	if err != nil {
 		return nil, err
 	}
+	logTo(env.Log)
 	s.link = &link{mtu: uint32(mtu), wake: s.wake, dropped: s.n.txDropped}
 	s.clock = newClock(env.Now)
 	s.net = nstack.New(nstack.Options{

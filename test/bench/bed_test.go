@@ -89,7 +89,7 @@ func TestRedirect(t *testing.T) {
 		}
 	}()
 	g := o.gateways[0]
-	results := b.measure(ctx, g, 0, func(result) {})
+	results := b.measure(ctx, g, o.workloads, 0, func(result) {})
 	if len(results) != 1 || results[0].Failed != "" {
 		t.Fatalf("%+v", results)
 	}

@@ -93,12 +93,12 @@ func (r wrkResult) check(size, conns int64) error {
 	return errors.Join(errs...)
 }
 
-func (b *bed) wrk(ctx context.Context, s *site, conns int, closing bool) (wrkResult, error) {
+func (b *bed) wrk(ctx context.Context, s *site, conns, seconds int, closing bool) (wrkResult, error) {
 	size, err := responseSize(ctx, s, closing)
 	if err != nil {
 		return wrkResult{}, err
 	}
-	args := []string{"-t1", fmt.Sprintf("-c%d", conns), fmt.Sprintf("-d%ds", b.seconds), "-s", b.script}
+	args := []string{"-t1", fmt.Sprintf("-c%d", conns), fmt.Sprintf("-d%ds", seconds), "-s", b.script}
 	if closing {
 		args = append(args, "-H", "Connection: close")
 	}
@@ -151,19 +151,19 @@ func responseSize(ctx context.Context, s *site, closing bool) (int64, error) {
 // A kept request is two packets at least, a connection of its own seven.
 
 func runKeepAlive(ctx context.Context, b *bed, s *site) (loaded, error) {
-	return b.requests(ctx, s, manyConns, false, 2)
+	return b.requests(ctx, s, manyConns, b.seconds, false, 2)
 }
 
 func runClose(ctx context.Context, b *bed, s *site) (loaded, error) {
-	return b.requests(ctx, s, manyConns, true, 7)
+	return b.requests(ctx, s, manyConns, b.seconds, true, 7)
 }
 
 func runPingPong(ctx context.Context, b *bed, s *site) (loaded, error) {
-	return b.requests(ctx, s, 1, false, 2)
+	return b.requests(ctx, s, 1, 1, false, 2) // a second has thousands of them
 }
 
-func (b *bed) requests(ctx context.Context, s *site, conns int, closing bool, packets float64) (loaded, error) {
-	r, err := b.wrk(ctx, s, conns, closing)
+func (b *bed) requests(ctx context.Context, s *site, conns, seconds int, closing bool, packets float64) (loaded, error) {
+	r, err := b.wrk(ctx, s, conns, seconds, closing)
 	if r.US == 0 {
 		return loaded{}, err // it did not run
 	}

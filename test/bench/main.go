@@ -34,12 +34,13 @@ const (
 )
 
 type options struct {
-	penstock, json, root string
-	gateways             []gateway
-	workloads            []workload
-	rounds, seconds      int
-	xsk, plainPeers      bool
-	profile              string
+	penstock, root  string
+	json, markdown  string
+	gateways        []gateway
+	workloads       []workload
+	rounds, seconds int
+	xsk, plainPeers bool
+	profile         string
 }
 
 func main() {
@@ -73,6 +74,7 @@ func parseOptions(args []string) (o options, err error) {
 	fs.IntVar(&o.rounds, "rounds", 3, "rounds; in each, every gateway does every workload")
 	fs.IntVar(&o.seconds, "seconds", 2, "length of one load")
 	fs.StringVar(&o.json, "json", "", "write all measurements and conditions to this file")
+	fs.StringVar(&o.markdown, "markdown", "", "write the tables of docs/performance.md to this file")
 	fs.StringVar(&o.penstock, "penstock", "bin/penstock", "the binary to measure")
 	other := fs.String("against", "", "another penstock binary, to compare with in the same run")
 	fs.StringVar(&o.root, "root", ".", "root of the source tree, for the benchmark of package xsk")
@@ -180,8 +182,12 @@ func run(ctx context.Context, o options) (ok bool, err error) {
 			if ctx.Err() != nil {
 				return false, ctx.Err()
 			}
-			r.Results = append(r.Results, b.measure(ctx, g, round, progress(began, round, o.rounds))...)
+			r.Results = append(r.Results, b.measure(ctx, g, o.workloads, round, progress(began, round, o.rounds))...)
 		}
+	}
+	r.Results = append(r.Results, b.measureFloor(ctx, began)...)
+	if ctx.Err() != nil {
+		return false, ctx.Err()
 	}
 	if o.xsk {
 		fmt.Fprintf(os.Stderr, "%4.0fs  package xsk beside its peers\n", time.Since(began).Seconds())
@@ -194,8 +200,34 @@ func run(ctx context.Context, o options) (ok bool, err error) {
 			return false, err
 		}
 	}
+	if o.markdown != "" {
+		if err := r.writeMarkdown(o.markdown); err != nil {
+			return false, err
+		}
+	}
 	r.print(os.Stdout)
 	return r.passed(), nil
+}
+
+// floorRounds are added to those of the two gateways that a floor compares, if
+// there is more than one: either may find a rhythm in which packets come in
+// large or small batches and keep it for a round.
+const floorRounds = 4
+
+func (b *bed) measureFloor(ctx context.Context, began time.Time) (out []result) {
+	pair := slices.DeleteFunc(slices.Clone(b.gateways), func(g gateway) bool { return g.name != judged && g.name != yardstick })
+	load := slices.DeleteFunc(slices.Clone(b.workloads), func(w workload) bool { return w.name != floorWorkload })
+	if b.rounds == 1 || len(pair) != 2 || len(load) == 0 {
+		return nil
+	}
+	for round := range floorRounds {
+		for _, g := range pair {
+			if ctx.Err() == nil {
+				out = append(out, b.measure(ctx, g, load, b.rounds+round, progress(began, b.rounds+round, b.rounds+floorRounds))...)
+			}
+		}
+	}
+	return out
 }
 
 // progress returns a function that says on standard error how far the run is.

@@ -40,9 +40,9 @@ type result struct {
 
 // measure starts a gateway, checks that it is transparent and does its work
 // right, puts the workloads on it, and ends it.
-func (b *bed) measure(ctx context.Context, g gateway, round int, each func(result)) (out []result) {
+func (b *bed) measure(ctx context.Context, g gateway, workloads []workload, round int, each func(result)) (out []result) {
 	blank := func(why string, absent bool) []result {
-		for _, w := range b.workloads {
+		for _, w := range workloads {
 			m := result{Gateway: g.name, Workload: w.name, Round: round, Failed: why, Absent: absent}
 			each(m)
 			out = append(out, m)
@@ -73,7 +73,7 @@ func (b *bed) measure(ctx context.Context, g gateway, round int, each func(resul
 	if err := errors.Join(b.verify(ctx, g, s, r), r.alive()); err != nil {
 		return blank("not right before the load: "+err.Error(), false)
 	}
-	for _, w := range b.workloads {
+	for i, w := range workloads {
 		m, err := b.one(ctx, g, s, r, tids, w)
 		m.Gateway, m.Workload, m.Round = g.name, w.name, round
 		if err != nil {
@@ -82,17 +82,16 @@ func (b *bed) measure(ctx context.Context, g gateway, round int, each func(resul
 		each(m)
 		out = append(out, m)
 		if r.alive() != nil {
-			return slices.Concat(out, b.rest(g, round, w, each))
+			return slices.Concat(out, rest(g, workloads[i+1:], round, each))
 		}
 	}
 	return out
 }
 
-// rest marks the workloads after w, which a gateway did not live to see.
-func (b *bed) rest(g gateway, round int, w workload, each func(result)) (out []result) {
-	at := slices.IndexFunc(b.workloads, func(x workload) bool { return x.name == w.name })
-	for _, left := range b.workloads[at+1:] {
-		m := result{Gateway: g.name, Workload: left.name, Round: round, Failed: "the gateway has ended before"}
+// rest marks the workloads that a gateway did not live to see.
+func rest(g gateway, left []workload, round int, each func(result)) (out []result) {
+	for _, w := range left {
+		m := result{Gateway: g.name, Workload: w.name, Round: round, Failed: "the gateway has ended before"}
 		each(m)
 		out = append(out, m)
 	}

@@ -29,9 +29,11 @@ type floor struct {
 }
 
 const (
-	yardstick    = "haproxy-tcp"
-	limit        = "redirect"
-	forwardFloor = 1.2 // of HAProxy's requests for a CPU-second
+	yardstick     = "haproxy-tcp"
+	limit         = "redirect"
+	judged        = "forward"
+	floorWorkload = "keepalive"
+	forwardFloor  = 1.2 // of HAProxy's requests for a CPU-second
 )
 
 // spread is several measurements of one thing.
@@ -58,6 +60,16 @@ func (r report) of(gateway, workload string) (out []result) {
 		}
 	}
 	return out
+}
+
+// failed counts the rounds of a gateway and a workload that failed.
+func (r report) failed(gateway, workload string) (n int) {
+	for _, m := range r.Results {
+		if m.Gateway == gateway && m.Workload == workload && m.Failed != "" {
+			n++
+		}
+	}
+	return n
 }
 
 // ratio compares two gateways round by round, so that what changes on the
@@ -97,9 +109,9 @@ func (r report) failures() (out []string) {
 }
 
 func (r report) floors() (out []floor) {
-	if s, ok := r.ratio("forward", yardstick, "keepalive"); ok {
+	if s, ok := r.ratio(judged, yardstick, floorWorkload); ok {
 		out = append(out, floor{
-			What: fmt.Sprintf("forward does at least %.1f times the keep-alive requests of %s for a gateway CPU-second", forwardFloor, yardstick),
+			What: fmt.Sprintf("%s does at least %.1f times the keep-alive requests of %s for a gateway CPU-second", judged, forwardFloor, yardstick),
 			Held: s.Median >= forwardFloor, Seen: fmt.Sprintf("%.2f [%.2f-%.2f]", s.Median, s.Min, s.Max),
 		})
 	}
@@ -193,10 +205,10 @@ func (r report) printWorkload(out io.Writer, w workload) {
 		fmt.Fprintf(tw, "  %s\t%s [%s-%s]\t%s\t%s\t%s\t%.0f %%\t%.0f [%.0f-%.0f]", g, figure(s.Median), figure(s.Min), figure(s.Max),
 			r.ratioText(g, yardstick, w.name), r.ratioText(g, limit, w.name), figure(spreadOf(wall).Median), spreadOf(cpu).Median, n.Median, n.Min, n.Max)
 		if w.name == "pingpong" {
-			fmt.Fprintf(tw, "\t%s\t%s", ofMicroseconds(p50), ofMicroseconds(p99))
+			fmt.Fprintf(tw, "\t%s\t%s", whole(spreadOf(p50)), whole(spreadOf(p99)))
 		}
-		if len(rounds) < r.Rounds {
-			fmt.Fprintf(tw, "\t%d of %d rounds failed", r.Rounds-len(rounds), r.Rounds)
+		if n := r.failed(g, w.name); n > 0 {
+			fmt.Fprintf(tw, "\t%d of %d rounds failed", n, n+len(rounds))
 		}
 		fmt.Fprintln(tw)
 	}
@@ -222,11 +234,6 @@ func (r report) ratioText(gateway, to, workload string) string {
 		return "-"
 	}
 	return fmt.Sprintf("%.2f [%.2f-%.2f]", s.Median, s.Min, s.Max)
-}
-
-func ofMicroseconds(v []float64) string {
-	s := spreadOf(v)
-	return fmt.Sprintf("%.0f [%.0f-%.0f]", s.Median, s.Min, s.Max)
 }
 
 // text is a result's main figure.

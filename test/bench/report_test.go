@@ -105,6 +105,25 @@ func TestPrint(t *testing.T) {
 	}
 }
 
+func TestMarkdown(t *testing.T) {
+	r := report{Rounds: 1, Results: []result{
+		sample(limit, 0, 300e3), sample(yardstick, 0, 60e3), {Gateway: "nginx-stream", Workload: "keepalive", Failed: "not installed: nginx", Absent: true},
+		{Gateway: limit, Workload: "pingpong", Work: 10, Seconds: 1, CPUSeconds: 1, PerCPUSecond: 10, P50: 50, P99: 90},
+	}, XSK: &xskResults{Lines: []xskLine{{"64B", "penstock", 900, 900, 1}}}}
+	var out bytes.Buffer
+	r.markdown(&out)
+	for _, want := range []string{
+		"| `redirect` | 300k [300k-300k] | 5.00 [5.00-5.00] | 1.00 [1.00-1.00] | 100 % | 0 [0-0] |",
+		"| `nginx-stream` | absent: not installed: nginx | | | | |",
+		"| `redirect` | 10.00 [10.00-10.00] | - | 50 [50-50] | 90 [90-90] |",
+		"| penstock | 64B | 900 | 1.00 |",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, out.String())
+		}
+	}
+}
+
 func TestChoose(t *testing.T) {
 	got, err := choose(workloads(), "upload, keepalive")
 	if err != nil || strings.Join(names(got), " ") != "keepalive upload" {

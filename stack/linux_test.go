@@ -107,7 +107,7 @@ func upload(c *net.TCPConn, up []byte) (down []byte, err error) {
 }
 
 func TestLinuxTransfer(t *testing.T) {
-	const size = 16 << 20
+	const size = 8 << 20
 	up, down := noise(1, size), noise(2, size)
 	for _, v6 := range []bool{false, true} {
 		t.Run(fmt.Sprintf("v6 %v", v6), func(t *testing.T) {

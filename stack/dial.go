@@ -259,7 +259,6 @@ func (s *Stack) whileDialing(p *pipeline.Packet, t wire.TCP, f *flow, fromClient
 		// offers it unasked would be believed.
 		mirror(t, f.syn.offered)
 		f.syn.accepted = parseSYN(t)
-		f.syn.answered = true
 		f.server.isn = t.Seq()
 		f.client.offered = f.syn.accepted
 	}

@@ -62,10 +62,9 @@ type flow struct {
 type pendingSYN struct {
 	offered  synOptions
 	accepted synOptions // what the server's SYN-ACK had
-	answered bool
-	original [60]byte // the TCP header as the client sent it
-	size     int      // its length
-	packet   []byte   // IP and TCP header, to be delivered
+	original [60]byte   // the TCP header as the client sent it
+	size     int        // its length
+	packet   []byte     // IP and TCP header, to be delivered
 }
 
 // leg is one of the two TCP connections: the client's or the server's. It has

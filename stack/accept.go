@@ -1,8 +1,8 @@
 package stack
 
 import (
-	"sync"
 	"sync/atomic"
+	"time"
 
 	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -21,10 +21,10 @@ type accepted struct {
 // that has grown its stack once can be used again: growing costs more than the
 // handshake.
 type shakers struct {
-	jobs    chan *tcp.ForwarderRequest
-	quit    chan struct{}
-	idle    atomic.Int32
-	running sync.WaitGroup
+	jobs chan *tcp.ForwarderRequest
+	quit chan struct{}
+	idle atomic.Int32
+	live atomic.Int32 // goroutines that run
 }
 
 // idleShakers is how many goroutines may wait for work.
@@ -38,7 +38,8 @@ func newShakers() *shakers {
 // to a goroutine that waits, or serves it and others after it.
 func (h *shakers) run(shake func(*tcp.ForwarderRequest)) func(*tcp.ForwarderRequest) {
 	return func(r *tcp.ForwarderRequest) {
-		defer h.running.Done()
+		h.live.Add(1)
+		defer h.live.Add(-1)
 		select {
 		case h.jobs <- r:
 			return
@@ -60,10 +61,14 @@ func (h *shakers) run(shake func(*tcp.ForwarderRequest)) func(*tcp.ForwarderRequ
 	}
 }
 
-// stop ends the goroutines, once none of them has a handshake to wait for.
+// stop ends the goroutines, once none of them has a handshake to wait for. It
+// counts those that run and not the SYNs that netstack's forwarder has taken: of
+// those it drops repeated ones and those beyond its limit without a word.
 func (h *shakers) stop() {
 	close(h.quit)
-	h.running.Wait()
+	for end := time.Now().Add(closeWait); h.live.Load() > 0 && time.Now().Before(end); {
+		time.Sleep(100 * time.Microsecond)
+	}
 }
 
 // shake performs the handshake with a client. MaxPending bounds how many there
@@ -95,11 +100,7 @@ func (s *Stack) maxShaking() int { return 2 * s.o.MaxPending }
 // handler is what netstack asks about segments for which it has no endpoint.
 // It runs on the worker's goroutine, inside inject.
 func (s *Stack) handler(id nstack.TransportEndpointID, pkt *nstack.PacketBuffer) bool {
-	s.shakers.running.Add(1)
 	ok := s.forward.HandlePacket(id, pkt)
-	if !ok {
-		s.shakers.running.Done()
-	}
 	s.launched = s.launched || ok
 	return ok
 }

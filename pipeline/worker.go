@@ -442,12 +442,13 @@ func (w *Worker) Close() error {
 			w.finish(p)
 		}
 	}
-	for i := range w.o.Ports {
-		for _, p := range w.emitted[i] {
-			w.emitLost.Add(1)
-			w.o.Pool.Put(p)
+	// What stages send when they close, resets of connections say, goes out.
+	for i, port := range w.o.Ports {
+		if port != nil {
+			w.transmitForwarded(i)
+			w.transmitEmitted(i)
+			port.Flush()
 		}
-		w.emitted[i] = w.emitted[i][:0]
 	}
 	w.o.Pool.publish()
 	return err

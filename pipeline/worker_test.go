@@ -238,6 +238,30 @@ func (s *emitter) Process(b *Batch) {
 	}
 }
 
+// closing emits a packet when it is closed.
+type closing struct{ emitter }
+
+func (s *closing) Close() error {
+	p := s.e.Alloc()
+	p.SetView(p.Offset(), 60)
+	p.Out = 1
+	s.e.Emit(p)
+	return nil
+}
+
+func TestCloseSendsWhatStagesEmit(t *testing.T) {
+	st := &closing{}
+	b := newBench(t, 16, st)
+	st.e = b.Worker
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(b.wan.Sent()); n != 1 || b.Stats().Totals.Emitted != 1 {
+		t.Errorf("%d packets sent, %+v", n, b.Stats().Totals)
+	}
+	b.check(t)
+}
+
 func TestEmitConservesFrames(t *testing.T) {
 	st := &emitter{}
 	b := newBench(t, 100, st)

@@ -3,7 +3,8 @@ GO      ?= go
 PKGS    := ./...
 # Packages whose tests make namespaces and programs of their own run one at a
 # time, so that a 2-core machine measures and times out nothing by accident.
-GOTEST  := $(GO) test -p 2
+# Never from the cache: the end-to-end tests run a binary that it does not know of.
+GOTEST  := $(GO) test -p 2 -count 1
 
 .PHONY: help build demo test check unit race bench fuzz generate packages clean
 

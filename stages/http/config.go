@@ -1,8 +1,7 @@
 package http
 
 import (
-	"strings"
-
+	"penstock/internal/hostname"
 	"penstock/internal/units"
 	"penstock/pipeline"
 )
@@ -35,8 +34,8 @@ func defaults() Config {
 const maxMaxHead = 1 << 20
 
 func validate(c *Config, issues *pipeline.Issues) {
-	validateHosts("deny_hosts", c.DenyHosts, issues)
-	validateHosts("allow_hosts", c.AllowHosts, issues)
+	hostname.ValidPatterns("deny_hosts", c.DenyHosts, issues)
+	hostname.ValidPatterns("allow_hosts", c.AllowHosts, issues)
 	if c.Deny != "403" && c.Deny != "reset" {
 		issues.Add("deny", `want "403" or "reset", got %q`, c.Deny)
 	}
@@ -49,28 +48,6 @@ func validate(c *Config, issues *pipeline.Issues) {
 	if c.MaxPipelined < 1 || c.MaxPipelined > 10000 {
 		issues.Add("max_pipelined", "want a number from 1 to 10000, got %d", c.MaxPipelined)
 	}
-}
-
-func validateHosts(key string, hosts []string, issues *pipeline.Issues) {
-	for i, h := range hosts {
-		name := strings.TrimPrefix(h, "*.")
-		if h != "*" && !validHost(name) {
-			issues.Add(indexed(key, i), `want a host name, "*.example.com" or "*", got %q`, h)
-		}
-	}
-}
-
-func validHost(name string) bool {
-	if name == "" || len(name) > 253 {
-		return false
-	}
-	for i := range len(name) {
-		c := name[i]
-		if !isAlnum(c) && c != '-' && c != '.' && c != '_' && c != ':' {
-			return false
-		}
-	}
-	return true
 }
 
 func isAlnum(c byte) bool {

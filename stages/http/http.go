@@ -10,6 +10,7 @@ package http
 import (
 	_ "embed"
 
+	"penstock/internal/hostname"
 	"penstock/pipeline"
 )
 
@@ -33,7 +34,7 @@ type stage struct {
 	cfg           Config
 	env           *pipeline.Env
 	enforce       bool
-	deny, allow   *hostSet
+	deny, allow   *hostname.Set
 	recorder      pipeline.Recorder
 	requests      *pipeline.Counter
 	responses     *pipeline.Counter
@@ -46,9 +47,9 @@ type stage struct {
 }
 
 func newStage(c Config, env *pipeline.Env) *stage {
-	s := &stage{cfg: c, env: env, enforce: c.enforces(), deny: newHostSet(c.DenyHosts), recorder: env.Recorder}
+	s := &stage{cfg: c, env: env, enforce: c.enforces(), deny: hostname.NewSet(c.DenyHosts), recorder: env.Recorder}
 	if len(c.AllowHosts) > 0 {
-		s.allow = newHostSet(c.AllowHosts)
+		s.allow = hostname.NewSet(c.AllowHosts)
 	}
 	ctr := env.Counters.Counter
 	s.requests = ctr("requests", "request heads that were understood")
@@ -175,7 +176,7 @@ func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVe
 		c.s.requests.Add(1)
 		e := &exchange{start: now, method: h.method, target: h.target, host: h.host, minor: h.minor, userAgent: h.userAgent,
 			upgrade: h.upgrade, requestBytes: uint64(end)}
-		if c.s.deny.match(h.host) || c.s.allow != nil && !c.s.allow.match(h.host) {
+		if c.s.deny.Match(h.host) || c.s.allow != nil && !c.s.allow.Match(h.host) {
 			return c.refuse(e, pass, reasonHost, now)
 		}
 		c.current = e

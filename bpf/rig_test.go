@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -72,6 +73,7 @@ type rigOptions struct {
 	Midstream Midstream
 	OnExit    OnExit
 	Malformed Malformed
+	Silence   time.Duration
 	MaxFlows  uint32
 }
 
@@ -106,7 +108,7 @@ func newRig(t testing.TB, change func(*Options)) *rig {
 	if change != nil {
 		change(&o)
 	}
-	key := rigOptions{o.Default, o.Midstream, o.OnExit, o.Malformed, o.MaxFlows}
+	key := rigOptions{o.Default, o.Midstream, o.OnExit, o.Malformed, o.Silence, o.MaxFlows}
 	r := &rig{Steerer: shared.rigs[key], t: t}
 	if r.Steerer == nil {
 		r.Steerer = loadIn(t, shared.ns, o)

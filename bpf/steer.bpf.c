@@ -9,27 +9,9 @@
 #include "include/maps.h"
 #include "include/options.h"
 #include "include/exit.h"
+#include "include/listener.h"
 #include "include/flow.h"
 #include "include/rules.h"
-
-static __always_inline __u32 socket_index(struct xdp_md *ctx)
-{
-	return port_id * MAX_QUEUES + ctx->rx_queue_index;
-}
-
-static __always_inline bool has_socket(struct xdp_md *ctx)
-{
-	__u32 i = socket_index(ctx);
-
-	return ctx->rx_queue_index < MAX_QUEUES && bpf_map_lookup_elem(&sockets, &i);
-}
-
-static __always_inline int no_socket(struct xdp_md *ctx)
-{
-	if (on_exit == ON_EXIT_CLOSED)
-		return steer_exit(ctx, VERDICT_DROP, REASON_NO_SOCKET_CLOSED);
-	return steer_default(ctx, REASON_NO_SOCKET_OPEN);
-}
 
 /* Metadata of exactly eight bytes, whatever a driver left there before, so that they end where the frame begins. */
 static __always_inline bool put_metadata(struct xdp_md *ctx, __u16 chain, __u32 hash)
@@ -49,20 +31,23 @@ static __always_inline bool put_metadata(struct xdp_md *ctx, __u16 chain, __u32 
 }
 
 /* The socket is looked up first: bpf_redirect_map can fall back to an action, but not to the peer port. */
-static __always_inline int deliver(struct xdp_md *ctx, __u16 chain, __u32 hash, enum reason reason)
+static __always_inline int deliver(struct xdp_md *ctx, __u16 chain, __u32 hash, __u64 now, enum reason reason)
 {
-	if (!has_socket(ctx))
-		return no_socket(ctx);
+	enum listener l = find_listener(ctx, now);
+
+	if (l != LISTENER_THERE)
+		return steer_unheard(ctx, l);
 	if (!put_metadata(ctx, chain, hash))
 		reason = REASON_NO_METADATA;
 	if (bpf_redirect_map(&sockets, socket_index(ctx), XDP_DROP) != XDP_REDIRECT)
-		return no_socket(ctx);
+		return steer_unheard(ctx, LISTENER_ABSENT);
 	return steer_exit(ctx, VERDICT_SOCKET, reason);
 }
 
 static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, __u64 now)
 {
 	__u32 hash = flow_hash(&p->key);
+	enum listener listener;
 	enum action action;
 	__u16 chain;
 	int rule;
@@ -88,15 +73,16 @@ static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, 
 		return steer_exit(ctx, VERDICT_DROP, REASON_RULE_DROP);
 	}
 	/* Nobody listens: remember nothing, or a daemon that comes later would get flows it did not see begin. */
-	if (!has_socket(ctx))
-		return no_socket(ctx);
+	listener = find_listener(ctx, now);
+	if (listener != LISTENER_THERE)
+		return steer_unheard(ctx, listener);
 	chain = rule;
 	if (!flow_install(p, &chain, hash, frame_len(ctx), now)) {
 		fragment_note(p, ACTION_BYPASS, 0, 0);
 		return steer_default(ctx, REASON_FLOW_TABLE_FULL);
 	}
 	fragment_note(p, ACTION_CHAIN, chain, hash);
-	return deliver(ctx, chain, hash, REASON_FLOW_NEW);
+	return deliver(ctx, chain, hash, now, REASON_FLOW_NEW);
 }
 
 static __always_inline int offloaded(struct xdp_md *ctx, struct packet *p, __u8 action)
@@ -121,21 +107,22 @@ static __always_inline int steer_flow(struct xdp_md *ctx, struct packet *p)
 		flow_recall(p, f);
 	}
 	fragment_note(p, ACTION_CHAIN, f->chain, f->hash);
-	return deliver(ctx, f->chain, f->hash, REASON_FLOW_KNOWN);
+	return deliver(ctx, f->chain, f->hash, now, REASON_FLOW_KNOWN);
 }
 
 static __always_inline int steer_fragment(struct xdp_md *ctx, struct packet *p)
 {
+	__u64 now = bpf_ktime_get_coarse_ns();
 	struct fragment_key k;
 	struct fragment *f;
 
 	fragment_key(p, &k);
 	f = bpf_map_lookup_elem(&fragments, &k);
-	if (!f || bpf_ktime_get_coarse_ns() - f->seen > FRAGMENT_LIFETIME_NS)
+	if (!f || now - f->seen > FRAGMENT_LIFETIME_NS)
 		return steer_default(ctx, REASON_FRAGMENT_UNKNOWN);
 	switch (f->action) {
 	case ACTION_CHAIN:
-		return deliver(ctx, f->chain, f->hash, REASON_FRAGMENT_KNOWN);
+		return deliver(ctx, f->chain, f->hash, now, REASON_FRAGMENT_KNOWN);
 	case ACTION_DROP:
 		return steer_exit(ctx, VERDICT_DROP, REASON_FRAGMENT_KNOWN);
 	default:
@@ -150,7 +137,7 @@ static __always_inline int steer_icmp_error(struct xdp_md *ctx, struct packet *p
 
 	if (!f)
 		return steer_default(ctx, REASON_ICMP_ERROR_UNKNOWN);
-	return deliver(ctx, f->chain, f->hash, REASON_ICMP_ERROR);
+	return deliver(ctx, f->chain, f->hash, bpf_ktime_get_coarse_ns(), REASON_ICMP_ERROR);
 }
 
 SEC("xdp")

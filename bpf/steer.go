@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -72,6 +73,9 @@ type Options struct {
 	OnExit    OnExit
 	Malformed Malformed
 
+	// Silence is how long a worker may go without a Beat before its socket counts as gone; 0: for ever.
+	Silence time.Duration
+
 	// MaxFlows is how many flows can be steered to chains at once; 0 is DefaultMaxFlows. The memory, about 320 bytes a flow (two
 	// entries), is taken at load.
 	MaxFlows uint32
@@ -92,7 +96,9 @@ type Steerer struct {
 	closed   bool
 	leftover map[int]string // links of a dead instance of this name, by interface index
 
-	flows, frags, rules, rulesActive, sockets, peers, counters *ebpf.Map
+	flows, frags, rules, rulesActive, sockets, beats, peers, counters *ebpf.Map
+
+	beatMemory *ebpf.Memory // that of beats
 }
 
 // Load checks o and loads one program for each port; nothing is attached yet, and no packet touched. Leftovers of a dead
@@ -148,6 +154,9 @@ func (o *Options) check() error {
 		}
 		names[p.Name], ifaces[p.Ifindex] = true, p.Name
 	}
+	if o.Silence < 0 {
+		return fmt.Errorf("want a silence of 0 or more, got %v", o.Silence)
+	}
 	if o.MaxFlows > 1<<24 {
 		return fmt.Errorf("want at most %d flows, got %d", 1<<24, o.MaxFlows)
 	}
@@ -182,6 +191,7 @@ func (s *Steerer) load() error {
 		}
 		spec.Maps["flows"].MaxEntries = 2 * s.opts.MaxFlows
 		spec.Maps["sockets"].MaxEntries = n * MaxQueues
+		spec.Maps["beats"].MaxEntries = n * MaxQueues
 		spec.Maps["peers"].MaxEntries = n
 		spec.Maps["counters"].MaxEntries = n * counterSlots
 		for name, v := range map[string]any{
@@ -190,6 +200,7 @@ func (s *Steerer) load() error {
 			"midstream":      uint32(s.opts.Midstream),
 			"on_exit":        uint32(s.opts.OnExit),
 			"malformed":      uint32(s.opts.Malformed),
+			"silence_ns":     uint64(s.opts.Silence),
 		} {
 			if err := spec.Variables[name].Set(v); err != nil {
 				return err
@@ -207,7 +218,10 @@ func (s *Steerer) load() error {
 			continue
 		}
 		s.flows, s.frags, s.rules, s.rulesActive = obj.Flows, obj.Fragments, obj.Rules, obj.RulesActive
-		s.sockets, s.peers, s.counters = obj.Sockets, obj.Peers, obj.Counters
+		s.sockets, s.beats, s.peers, s.counters = obj.Sockets, obj.Beats, obj.Peers, obj.Counters
+		if s.beatMemory, err = s.beats.Memory(); err != nil {
+			return fmt.Errorf("map memory of heartbeats: %w", err)
+		}
 		for name, m := range s.maps() {
 			shared[name] = m
 		}
@@ -227,7 +241,7 @@ func (s *Steerer) load() error {
 func (s *Steerer) maps() map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{
 		"flows": s.flows, "fragments": s.frags, "rules": s.rules, "rules_active": s.rulesActive,
-		"sockets": s.sockets, "peers": s.peers, "counters": s.counters,
+		"sockets": s.sockets, "beats": s.beats, "peers": s.peers, "counters": s.counters,
 	}
 }
 

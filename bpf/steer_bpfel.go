@@ -99,34 +99,36 @@ const (
 type steerReason uint32
 
 const (
-	steerReasonREASON_FLOW_KNOWN         steerReason = 0
-	steerReasonREASON_FLOW_NEW           steerReason = 1
-	steerReasonREASON_FRAGMENT_KNOWN     steerReason = 2
-	steerReasonREASON_ICMP_ERROR         steerReason = 3
-	steerReasonREASON_NO_METADATA        steerReason = 4
-	steerReasonREASON_FLOW_OFFLOADED     steerReason = 5
-	steerReasonREASON_NOT_IP             steerReason = 6
-	steerReasonREASON_VLAN_DEPTH         steerReason = 7
-	steerReasonREASON_NO_RULE            steerReason = 8
-	steerReasonREASON_NO_SOCKET_OPEN     steerReason = 9
-	steerReasonREASON_FLOW_TABLE_FULL    steerReason = 10
-	steerReasonREASON_FRAGMENT_UNKNOWN   steerReason = 11
-	steerReasonREASON_ICMP_ERROR_UNKNOWN steerReason = 12
-	steerReasonREASON_ICMP_NEIGHBOR      steerReason = 13
-	steerReasonREASON_RULE_BYPASS        steerReason = 14
-	steerReasonREASON_RULE_DROP          steerReason = 15
-	steerReasonREASON_MIDSTREAM          steerReason = 16
-	steerReasonREASON_NO_SOCKET_CLOSED   steerReason = 17
-	steerReasonREASON_NO_PEER            steerReason = 18
-	steerReasonREASON_TRUNCATED          steerReason = 19
-	steerReasonREASON_IP_VERSION         steerReason = 20
-	steerReasonREASON_IP_HEADER_LENGTH   steerReason = 21
-	steerReasonREASON_IP_LENGTH          steerReason = 22
-	steerReasonREASON_IP6EXTENSIONS      steerReason = 23
-	steerReasonREASON_TINY_FRAGMENT      steerReason = 24
-	steerReasonREASON_TCP_OFFSET         steerReason = 25
-	steerReasonREASON_UDP_LENGTH         steerReason = 26
-	steerReasonREASON_COUNT              steerReason = 27
+	steerReasonREASON_FLOW_KNOWN           steerReason = 0
+	steerReasonREASON_FLOW_NEW             steerReason = 1
+	steerReasonREASON_FRAGMENT_KNOWN       steerReason = 2
+	steerReasonREASON_ICMP_ERROR           steerReason = 3
+	steerReasonREASON_NO_METADATA          steerReason = 4
+	steerReasonREASON_FLOW_OFFLOADED       steerReason = 5
+	steerReasonREASON_NOT_IP               steerReason = 6
+	steerReasonREASON_VLAN_DEPTH           steerReason = 7
+	steerReasonREASON_NO_RULE              steerReason = 8
+	steerReasonREASON_NO_SOCKET_OPEN       steerReason = 9
+	steerReasonREASON_WORKER_SILENT_OPEN   steerReason = 10
+	steerReasonREASON_FLOW_TABLE_FULL      steerReason = 11
+	steerReasonREASON_FRAGMENT_UNKNOWN     steerReason = 12
+	steerReasonREASON_ICMP_ERROR_UNKNOWN   steerReason = 13
+	steerReasonREASON_ICMP_NEIGHBOR        steerReason = 14
+	steerReasonREASON_RULE_BYPASS          steerReason = 15
+	steerReasonREASON_RULE_DROP            steerReason = 16
+	steerReasonREASON_MIDSTREAM            steerReason = 17
+	steerReasonREASON_NO_SOCKET_CLOSED     steerReason = 18
+	steerReasonREASON_WORKER_SILENT_CLOSED steerReason = 19
+	steerReasonREASON_NO_PEER              steerReason = 20
+	steerReasonREASON_TRUNCATED            steerReason = 21
+	steerReasonREASON_IP_VERSION           steerReason = 22
+	steerReasonREASON_IP_HEADER_LENGTH     steerReason = 23
+	steerReasonREASON_IP_LENGTH            steerReason = 24
+	steerReasonREASON_IP6EXTENSIONS        steerReason = 25
+	steerReasonREASON_TINY_FRAGMENT        steerReason = 26
+	steerReasonREASON_TCP_OFFSET           steerReason = 27
+	steerReasonREASON_UDP_LENGTH           steerReason = 28
+	steerReasonREASON_COUNT                steerReason = 29
 )
 
 type steerRule struct {
@@ -172,6 +174,7 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	steerMapBeats         = "beats"
 	steerMapCounters      = "counters"
 	steerMapFlows         = "flows"
 	steerMapFragments     = "fragments"
@@ -185,6 +188,7 @@ const (
 	steerVarMidstream     = "midstream"
 	steerVarOnExit        = "on_exit"
 	steerVarPortId        = "port_id"
+	steerVarSilenceNs     = "silence_ns"
 )
 
 // loadSteer returns the embedded CollectionSpec for steer.
@@ -236,6 +240,7 @@ type steerProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerMapSpecs struct {
+	Beats       *ebpf.MapSpec `ebpf:"beats"`
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
 	Flows       *ebpf.MapSpec `ebpf:"flows"`
 	Fragments   *ebpf.MapSpec `ebpf:"fragments"`
@@ -254,6 +259,7 @@ type steerVariableSpecs struct {
 	Midstream     *ebpf.VariableSpec `ebpf:"midstream"`
 	OnExit        *ebpf.VariableSpec `ebpf:"on_exit"`
 	PortId        *ebpf.VariableSpec `ebpf:"port_id"`
+	SilenceNs     *ebpf.VariableSpec `ebpf:"silence_ns"`
 }
 
 // steerObjects contains all objects after they have been loaded into the kernel.
@@ -276,6 +282,7 @@ func (o *steerObjects) Close() error {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerMaps struct {
+	Beats       *ebpf.Map `ebpf:"beats"`
 	Counters    *ebpf.Map `ebpf:"counters"`
 	Flows       *ebpf.Map `ebpf:"flows"`
 	Fragments   *ebpf.Map `ebpf:"fragments"`
@@ -287,6 +294,7 @@ type steerMaps struct {
 
 func (m *steerMaps) Close() error {
 	return _SteerClose(
+		m.Beats,
 		m.Counters,
 		m.Flows,
 		m.Fragments,
@@ -306,6 +314,7 @@ type steerVariables struct {
 	Midstream     *ebpf.Variable `ebpf:"midstream"`
 	OnExit        *ebpf.Variable `ebpf:"on_exit"`
 	PortId        *ebpf.Variable `ebpf:"port_id"`
+	SilenceNs     *ebpf.Variable `ebpf:"silence_ns"`
 }
 
 // steerPrograms contains all programs after they have been loaded into the kernel.

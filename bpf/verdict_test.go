@@ -75,6 +75,55 @@ func TestNobodyListens(t *testing.T) {
 	}
 }
 
+func TestSilentWorker(t *testing.T) {
+	const silence = time.Minute
+	for _, c := range []struct {
+		onExit OnExit
+		want   fate
+	}{
+		{OnExitOpen, fate{VerdictPeer, "worker_silent_open"}},
+		{OnExitClosed, fate{VerdictDrop, "worker_silent_closed"}},
+	} {
+		r := newRig(t, func(o *Options) { o.Rules, o.OnExit, o.Silence = all, c.onExit, silence })
+		known, fresh := udp4(t, 0), tcp4(t, "S", 0)
+		for _, step := range []struct {
+			name        string
+			age         time.Duration // of the last beat of port 0
+			known, next fate
+		}{
+			{"it works", 0, fate{VerdictSocket, "flow_new"}, toSocket},
+			{"its beat is in the future of a coarse clock", -time.Second, fate{VerdictSocket, "flow_known"}, fate{VerdictSocket, "flow_known"}},
+			{"just in time", silence - 5*time.Second, fate{VerdictSocket, "flow_known"}, fate{VerdictSocket, "flow_known"}},
+			{"too late", silence + time.Second, c.want, c.want},
+			{"back again", 0, fate{VerdictSocket, "flow_known"}, fate{VerdictSocket, "flow_known"}},
+		} {
+			r.Beat(0, 0, Now()-step.age)
+			if got := r.run(0, known).fate(); got != step.known {
+				t.Errorf("%s: got %v, want %v", step.name, got, step.known)
+			}
+			if got := r.run(0, fresh).fate(); got != step.next {
+				t.Errorf("%s: second flow: got %v, want %v", step.name, got, step.next)
+			}
+		}
+		// A silent queue says nothing about the others, and no flow begins there.
+		before := len(r.entries())
+		r.Beat(1, 0, Now()-silence-time.Second)
+		if got := r.run(1, tcp6(t, "S", 0)).fate(); got != c.want {
+			t.Errorf("new flow on a silent queue: got %v, want %v", got, c.want)
+		}
+		if got := r.run(0, tcp6(t, "S", 0)).fate(); got != toSocket {
+			t.Errorf("on the other port: got %v, want %v", got, toSocket)
+		}
+		if n := len(r.entries()); n != before+2 {
+			t.Errorf("%d entries, want %d: nobody saw the silent flow begin", n, before+2)
+		}
+	}
+	r := newRig(t, func(o *Options) { o.Silence = silence })
+	if n := testing.AllocsPerRun(100, func() { r.Beat(1, 0, Now()) }); n != 0 {
+		t.Errorf("Beat allocates %v times", n)
+	}
+}
+
 func TestDefaultAction(t *testing.T) {
 	packets := map[string][]byte{
 		"not_ip":     build(t, eth(layers.EthernetTypeARP), payload(46)),

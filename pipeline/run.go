@@ -35,13 +35,21 @@ func (w *Worker) Run(ctx context.Context) error {
 	return nil
 }
 
-// untilTick returns how long the worker may sleep: for ever if no stage has
-// timers.
+// untilTick returns how long the worker may sleep: for ever (-1) if no stage has
+// timers and nobody wants a sign of life.
 func (w *Worker) untilTick() int64 {
+	next := int64(-1)
+	if w.o.Beat != nil {
+		next = max(w.lastBeat+int64(BeatInterval)-w.clock(), 0)
+	}
 	for _, c := range w.chains {
 		if c != nil && len(c.tickers) > 0 {
-			return max(w.lastTick+int64(TickInterval)-w.clock(), 0)
+			tick := max(w.lastTick+int64(TickInterval)-w.clock(), 0)
+			if next < 0 || tick < next {
+				next = tick
+			}
+			break
 		}
 	}
-	return -1
+	return next
 }

@@ -27,6 +27,9 @@ type WorkerOptions struct {
 	VerifyChecksums bool
 	// Offloader takes released flows; nil: they stay in user space.
 	Offloader Offloader
+	// Beat, if there is one, is called on the worker's goroutine at least every
+	// BeatInterval as long as the worker takes turns: a sign of life.
+	Beat func()
 	// SpinTurns is how many empty turns a worker takes before it waits.
 	SpinTurns int
 }
@@ -48,6 +51,7 @@ type Worker struct {
 	emitted  [][]*Packet
 	releases *releases // nil: no offload
 	lastTick int64
+	lastBeat int64
 	turnTime int64
 
 	peers []*Worker // all workers by ID, itself included
@@ -68,6 +72,9 @@ type Worker struct {
 	lastTurn               atomic.Int64
 	panicLogged, waitCount atomic.Uint64
 }
+
+// BeatInterval is how often a worker shows that it works (WorkerOptions.Beat).
+const BeatInterval = 50 * time.Millisecond
 
 // emitCap bounds how many packets wait in the worker for one port; beyond it
 // they are given to the port at once.
@@ -175,6 +182,10 @@ func (w *Worker) Turn() (busy bool, err error) {
 	w.turnTime = now
 	w.lastTurn.Store(now)
 	w.turns.Add(1)
+	if w.o.Beat != nil && now-w.lastBeat >= int64(BeatInterval) {
+		w.lastBeat = now
+		w.o.Beat()
+	}
 	open := 0
 	for i, port := range w.o.Ports {
 		if port == nil || w.eof[i] {

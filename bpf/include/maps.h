@@ -57,6 +57,16 @@ struct {
 	__uint(max_entries, MAX_PORTS * MAX_QUEUES);
 } sockets SEC(".maps");
 
+/* When the worker behind a socket last showed that it works, ns of CLOCK_MONOTONIC, at the index of its socket. Go writes into the
+ * mapped memory, XDP compares with silence_ns. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, MAX_PORTS * MAX_QUEUES);
+	__uint(map_flags, BPF_F_MMAPABLE);
+} beats SEC(".maps");
+
 /* Interface of the peer port, by port index. Go writes; the kernel removes an interface that goes. Missing: dropped as no_peer. */
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP);

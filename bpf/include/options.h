@@ -10,6 +10,7 @@ const volatile __u32 port_id = 0;
 const volatile enum default_action default_action = DEFAULT_BRIDGE;
 const volatile enum midstream midstream = MIDSTREAM_BYPASS;
 const volatile enum on_exit on_exit = ON_EXIT_OPEN;
+const volatile __u64 silence_ns = 0; /* 0: a worker is never too silent */
 const volatile enum malformed malformed = MALFORMED_BYPASS;
 
 #endif

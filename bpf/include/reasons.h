@@ -19,6 +19,7 @@
 	X(VLAN_DEPTH)      /* more than two VLAN tags */                                                                                   \
 	X(NO_RULE)         /* a new flow that no rule matches */                                                                           \
 	X(NO_SOCKET_OPEN)  /* wanted by a chain, but nobody listens on the queue; on_exit = open */                                        \
+	X(WORKER_SILENT_OPEN) /* there is a socket, but the worker behind it does not work; on_exit = open */                              \
 	X(FLOW_TABLE_FULL) /* wanted by a chain, but the flows map has no room for both entries */                                         \
 	X(FRAGMENT_UNKNOWN)   /* a later fragment whose first fragment was not seen */                                                     \
 	X(ICMP_ERROR_UNKNOWN) /* an ICMP error about a flow that is not ours */                                                            \
@@ -29,6 +30,7 @@
 	X(MIDSTREAM)       /* a TCP segment of a flow nobody saw begin; midstream = bypass or drop */                                      \
 	/* drop */                                                                                                                         \
 	X(NO_SOCKET_CLOSED) /* wanted by a chain, but nobody listens on the queue; on_exit = closed */                                     \
+	X(WORKER_SILENT_CLOSED) /* there is a socket, but the worker behind it does not work; on_exit = closed */                          \
 	X(NO_PEER)          /* bridge mode, but the peer port is gone */                                                                   \
 	/* malformed: default action, or drop with malformed = drop */                                                                     \
 	X(TRUNCATED)        /* a header does not fit into the frame or into its IP packet */                                               \

@@ -208,7 +208,7 @@ func (a *appliance) buildWorkers() error {
 		a.waiters = append(a.waiters, waiter)
 		a.workers = append(a.workers, pipeline.NewWorker(pipeline.WorkerOptions{
 			ID: w, Ports: ports, Infos: infos, Pool: a.memory.Arena.Pool(w), Waiter: waiter, Log: a.log,
-			Default: unmarked, Offloader: a,
+			Default: unmarked, Offloader: a, Beat: func() { a.beat(w) },
 		}))
 	}
 	pipeline.Link(a.workers)
@@ -227,6 +227,14 @@ func (a *appliance) buildWorkers() error {
 		w.SetChains(chains, affinity)
 	}
 	return nil
+}
+
+// beat says that worker w works, on its queue of every port.
+func (a *appliance) beat(w int) {
+	now := bpf.Now()
+	for i, n := range a.nics {
+		a.steerer.Beat(i, n.queues[w], now)
+	}
 }
 
 // Offload implements pipeline.Offloader. Several workers may call it.

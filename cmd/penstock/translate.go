@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/netip"
+	"time"
 
 	"penstock/bpf"
 	"penstock/internal/config"
@@ -28,6 +29,7 @@ func steerOptions(cfg *config.Config) bpf.Options {
 	a := cfg.Appliance
 	o := bpf.Options{
 		Name: a.Name, MaxFlows: uint32(a.MaxFlows), Midstream: midstreams[a.Midstream], Malformed: malformed[a.Malformed], OnExit: onExits[a.OnExit],
+		Silence: time.Duration(a.Heartbeat),
 	}
 	if a.OnExit == config.OnExitOpen {
 		o.PinRoot = a.Pins

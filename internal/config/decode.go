@@ -49,7 +49,7 @@ func (d *decoder) value(path string, v any, rv reflect.Value, tag reflect.Struct
 			d.duration(path, v, u)
 			return
 		case encoding.TextUnmarshaler:
-			d.text(path, v, u)
+			d.text(path, v, u, tag)
 			return
 		}
 	}
@@ -192,7 +192,7 @@ func (d *decoder) duration(path string, v any, to *time.Duration) {
 	d.add(path, `want a duration such as "30s" or "250ms", got %s`, describe(v))
 }
 
-func (d *decoder) text(path string, v any, u encoding.TextUnmarshaler) {
+func (d *decoder) text(path string, v any, u encoding.TextUnmarshaler, tag reflect.StructTag) {
 	var s string
 	switch v := v.(type) {
 	case string:
@@ -205,6 +205,31 @@ func (d *decoder) text(path string, v any, u encoding.TextUnmarshaler) {
 	}
 	if err := u.UnmarshalText([]byte(s)); err != nil {
 		d.add(path, "%s", oneLine(err.Error()))
+		return
+	}
+	d.bounds(path, s, u, tag)
+}
+
+// bounds holds a size or a duration against the limits that its key has, which
+// are written as the value is.
+func (d *decoder) bounds(path, s string, u encoding.TextUnmarshaler, tag reflect.StructTag) {
+	value := reflect.ValueOf(u).Elem()
+	limit := func(key string) (n int64, ok bool) {
+		text, ok := tag.Lookup(key)
+		if !ok || !value.CanInt() {
+			return 0, false
+		}
+		l := reflect.New(value.Type())
+		if err := l.Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(text)); err != nil {
+			panic(err) // a tag of ours
+		}
+		return l.Elem().Int(), true
+	}
+	if n, ok := limit("min"); ok && value.Int() < n {
+		d.add(path, "want at least %s, got %q", tag.Get("min"), s)
+	}
+	if n, ok := limit("max"); ok && value.Int() > n {
+		d.add(path, "want at most %s, got %q", tag.Get("max"), s)
 	}
 }
 

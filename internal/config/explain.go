@@ -45,6 +45,7 @@ func (c *Config) explainAppliance(b *strings.Builder) {
 	fmt.Fprintf(b, "%s: appliance %q, a %s between %s\n", c.File, a.Name, a.Mode, strings.Join(names, " and "))
 	rows := table{
 		{"on_exit", a.OnExit + ": " + words["on_exit."+a.OnExit]},
+		{"heartbeat", fmt.Sprintf("a worker that is silent for %v counts as gone", a.Heartbeat)},
 		{"midstream", a.Midstream + ": " + words["midstream."+a.Midstream]},
 		{"malformed", a.Malformed + ": " + words["malformed."+a.Malformed]},
 		{"control", orNone(a.Control)},

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -91,10 +92,15 @@ func TestKeysHold(t *testing.T) {
 			}
 		}
 		if k.Max != "" {
-			if got := try(k.Max + "0"); got == "" {
+			digits := strings.TrimRight(k.Max, "abcdefghijklmnopqrstuvwxyzBKMGi/")
+			more, most := digits+"0"+k.Max[len(digits):], k.Max
+			if digits != k.Max {
+				more, most = strconv.Quote(more), strconv.Quote(most)
+			}
+			if got := try(more); got == "" {
 				t.Errorf("%s: ten times the maximum is accepted", id)
 			}
-			if got := try(k.Max); strings.Contains(got, "want an integer") {
+			if got := try(most); strings.Contains(got, "want an integer") || strings.Contains(got, "want at most") {
 				t.Errorf("%s: the maximum gives %q", id, got)
 			}
 		}

@@ -51,7 +51,8 @@ type appliance struct {
 	mu             sync.Mutex  // draining
 }
 
-// startAppliance builds the appliance and starts its workers.
+// startAppliance builds the appliance and starts its workers. They run before
+// XDP sends them anything: what it would find silent goes past them.
 func startAppliance(cfg *config.Config, log *slog.Logger) (a *appliance, err error) {
 	a = &appliance{cfg: cfg, log: log, started: time.Now(), failed: make(chan error, 1), stop: func() {}}
 	defer func() {
@@ -64,13 +65,12 @@ func startAppliance(cfg *config.Config, log *slog.Logger) (a *appliance, err err
 		return a, errors.New("root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK, are needed to attach XDP; run it with sudo")
 	}
 	for _, step := range []func() error{
-		a.takeLock, a.findInterfaces, a.openRecorder, a.loadXDP, a.openQueues, a.buildWorkers, a.attach, a.serve,
+		a.takeLock, a.findInterfaces, a.openRecorder, a.loadXDP, a.openQueues, a.buildWorkers, a.startWorkers, a.attach, a.serve,
 	} {
 		if err := step(); err != nil {
 			return a, err
 		}
 	}
-	a.startWorkers()
 	return a, nil
 }
 
@@ -275,10 +275,11 @@ func (a *appliance) serve() (err error) {
 	return err
 }
 
-func (a *appliance) startWorkers() {
+func (a *appliance) startWorkers() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	a.stop = cancel
 	for i, w := range a.workers {
+		a.beat(i)
 		a.running.Add(1)
 		go func() {
 			defer a.running.Done()
@@ -295,6 +296,7 @@ func (a *appliance) startWorkers() {
 		defer a.running.Done()
 		a.expireFlows(ctx)
 	}()
+	return nil
 }
 
 // expireFlows removes from XDP's table what has ended or been idle.

@@ -116,6 +116,101 @@ func TestKilledClosed(t *testing.T) {
 	r.nothingAttached()
 }
 
+// TestStopped stops the process without ending it: its sockets are still there,
+// and its flows must not wait for it.
+func TestStopped(t *testing.T) {
+	const chain = `
+[[steer]]
+proto = "tcp"
+to = "all"
+[[chain]]
+name = "all"
+offload = "never"
+`
+	for _, c := range []struct {
+		onExit string
+		reason string
+		flows  bool // go on
+	}{
+		{"open", "worker_silent_open", true},
+		{"closed", "worker_silent_closed", false},
+	} {
+		t.Run(c.onExit, func(t *testing.T) {
+			r := newRig(t, lab.InlineOptions{})
+			r.config(c.onExit, "", chain)
+			r.tcpServer(7000)
+			r.origin(80)
+			a := r.start()
+			conn, err := r.Client.Dial("tcp", r.addr(false, 7000))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			echo := func(within time.Duration) error {
+				const msg = "is the wire there?"
+				_ = conn.SetDeadline(time.Now().Add(within))
+				if _, err := io.WriteString(conn, msg); err != nil {
+					return err
+				}
+				got := make([]byte, len(msg))
+				_, err := io.ReadFull(conn, got)
+				return err
+			}
+			if _, err := io.WriteString(conn, "echo\n"); err != nil {
+				t.Fatal(err)
+			}
+			if err := echo(5 * time.Second); err != nil {
+				t.Fatal(err)
+			}
+			if err := a.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			if c.flows {
+				if err := echo(5 * time.Second); err != nil { // a retransmission may be what passes
+					t.Errorf("the flow that stands: %v", err)
+				}
+				if err := r.request(true); err != nil {
+					t.Errorf("a new connection: %v", err)
+				}
+			} else {
+				r.eventually("new connections fail", func() error {
+					if r.request(true) == nil {
+						return fmt.Errorf("they pass")
+					}
+					return nil
+				})
+			}
+			if err := a.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+			if !c.flows { // what was lost is sent again
+				_ = conn.SetDeadline(time.Time{})
+			}
+			if err := echo(10 * time.Second); err != nil {
+				t.Errorf("after it went on: the flow that stands: %v", err)
+			}
+			r.eventually("new connections are seen again", func() error {
+				before := a.status().Totals.Packets
+				if err := r.request(false); err != nil {
+					return err
+				}
+				if a.status().Totals.Packets == before {
+					return fmt.Errorf("no packet of it was")
+				}
+				return nil
+			})
+			silent := uint64(0)
+			for _, p := range a.status().Ports {
+				silent += p.Reasons[c.reason].Packets
+			}
+			if silent == 0 {
+				t.Errorf("no packet is counted under %s: the test proves nothing", c.reason)
+			}
+			a.stop()
+		})
+	}
+}
+
 // TestMidstream starts the appliance under connections that began before it:
 // none of them may notice.
 func TestMidstream(t *testing.T) {

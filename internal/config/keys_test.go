@@ -92,7 +92,7 @@ func TestKeysHold(t *testing.T) {
 			}
 		}
 		if k.Max != "" {
-			digits := strings.TrimRight(k.Max, "abcdefghijklmnopqrstuvwxyzBKMGi/")
+			digits := strings.TrimRightFunc(k.Max, func(c rune) bool { return c < '0' || c > '9' })
 			more, most := digits+"0"+k.Max[len(digits):], k.Max
 			if digits != k.Max {
 				more, most = strconv.Quote(more), strconv.Quote(most)

@@ -19,6 +19,7 @@ import (
 	"penstock/internal/record"
 	"penstock/pipeline"
 	"penstock/pipeline/afxdp"
+	"penstock/pipeline/fault"
 	"penstock/xsk"
 )
 
@@ -34,7 +35,8 @@ type appliance struct {
 	xdp     []bpf.Mode // by port, as attached
 	steerer *bpf.Steerer
 	memory  *afxdp.Memory
-	queues  [][]*afxdp.Port // by port and worker
+	queues  [][]*afxdp.Port   // by port and worker
+	wires   [][]pipeline.Port // the same, behind their faults where a rehearsal has some
 	waiters []*afxdp.Waiter
 	workers []*pipeline.Worker
 	record  *record.Recorder
@@ -156,6 +158,7 @@ func (a *appliance) openQueues() (err error) {
 	}
 	for i, n := range a.nics {
 		a.queues = append(a.queues, make([]*afxdp.Port, workers))
+		a.wires = append(a.wires, make([]pipeline.Port, workers))
 		for w, q := range n.queues {
 			p, err := afxdp.Open(a.memory, afxdp.Options{
 				Info: a.portInfo(i, q), Ifindex: n.ifindex, Worker: w, Mode: xskModes[a.cfg.Ports[i].ZeroCopy], RingSize: a.cfg.Appliance.RingSize,
@@ -163,7 +166,7 @@ func (a *appliance) openQueues() (err error) {
 			if err != nil {
 				return err
 			}
-			a.queues[i][w] = p
+			a.queues[i][w], a.wires[i][w] = p, p
 			if err := a.steerer.SetSocket(i, q, p.FD()); err != nil {
 				return err
 			}
@@ -195,10 +198,9 @@ func (a *appliance) buildWorkers() error {
 		affinity = append(affinity, c.Spec.Affinity())
 	}
 	for w := range workers {
-		var ports []pipeline.Port
+		clock := pipeline.Clock()
 		var mine []*afxdp.Port
 		for i := range a.nics {
-			ports = append(ports, a.queues[i][w])
 			mine = append(mine, a.queues[i][w])
 		}
 		waiter, err := afxdp.NewWaiter(mine)
@@ -206,8 +208,15 @@ func (a *appliance) buildWorkers() error {
 			return err
 		}
 		a.waiters = append(a.waiters, waiter)
+		var ports []pipeline.Port
+		for i := range a.nics {
+			if f := a.cfg.Ports[i].Fault; f != nil {
+				a.wires[i][w] = fault.Wrap(a.wires[i][w], *f, fault.PortOptions{Pool: a.memory.Arena.Pool(w), Clock: clock, Wake: waiter.Wake})
+			}
+			ports = append(ports, a.wires[i][w])
+		}
 		a.workers = append(a.workers, pipeline.NewWorker(pipeline.WorkerOptions{
-			ID: w, Ports: ports, Infos: infos, Pool: a.memory.Arena.Pool(w), Waiter: waiter, Log: a.log,
+			ID: w, Ports: ports, Infos: infos, Pool: a.memory.Arena.Pool(w), Waiter: waiter, Clock: clock, Log: a.log,
 			Default: unmarked, Offloader: a, Beat: func() { a.beat(w) },
 		}))
 	}
@@ -376,7 +385,7 @@ func (a *appliance) close(detach bool) error {
 	for _, w := range a.waiters {
 		errs = append(errs, w.Close())
 	}
-	for _, port := range a.queues {
+	for _, port := range a.wires {
 		for _, q := range port {
 			if q != nil { // nil after a failure half-way
 				errs = append(errs, q.Close())

@@ -84,7 +84,7 @@ func (a *appliance) portStatus(s *control.Status) (ports []control.Port) {
 		case !up:
 			s.Warnings = append(s.Warnings, fmt.Sprintf("port %q: the link of %s is down", p.Name, n.name))
 		}
-		for _, q := range a.queues[i] {
+		for _, q := range a.wires[i] {
 			p.Queues = append(p.Queues, control.Queue{PortInfo: q.Info(), PortStats: q.Stats()})
 		}
 		for _, c := range counters {

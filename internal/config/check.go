@@ -12,6 +12,7 @@ import (
 
 	"penstock/internal/record"
 	"penstock/pipeline"
+	"penstock/pipeline/fault"
 )
 
 // Bounds of what a configuration may hold.
@@ -173,6 +174,7 @@ func (c *checker) ports() {
 		if t.XDP == "generic" && t.ZeroCopy == "on" {
 			c.add(path+".zero_copy", `"on" needs native XDP, but xdp is "generic"`)
 		}
+		p.Fault = c.fault(path+".fault", t.Fault)
 		c.config.Ports = append(c.config.Ports, p)
 	}
 	if n == 2 || n > MaxPorts || c.doc.Appliance.Mode == ModeRouter || c.isBad("port") {
@@ -198,6 +200,24 @@ func (c *checker) name(seen map[string]string, path, name, want string) {
 		return
 	}
 	c.unique(seen, at, name, path)
+}
+
+// fault checks a [port.fault] table.
+func (c *checker) fault(path string, t *faultTable) *fault.Options {
+	if t == nil || c.isBad(path) {
+		return nil
+	}
+	var issues pipeline.Issues
+	t.Options.Validate(&issues)
+	for _, i := range issues.List {
+		if at := path + "." + i.Path; !c.isBad(at) {
+			c.add(at, "%s", i.Text)
+		}
+	}
+	if !t.Options.Active() {
+		return nil
+	}
+	return &t.Options
 }
 
 // interfaceOK follows dev_valid_name of the kernel (net/core/dev.c).

@@ -18,6 +18,7 @@ import (
 
 	"penstock/internal/units"
 	"penstock/pipeline"
+	"penstock/pipeline/fault"
 )
 
 // Config is a configuration that holds together: every name in it resolves.
@@ -91,8 +92,9 @@ type Port struct {
 	Name      string
 	Interface string
 	Queues    Queues
-	XDP       string // "auto", "native" or "generic"
-	ZeroCopy  string // "auto", "on" or "off"
+	XDP       string         // "auto", "native" or "generic"
+	ZeroCopy  string         // "auto", "on" or "off"
+	Fault     *fault.Options // nil: none
 	Line      int
 }
 

@@ -27,6 +27,9 @@ func (d *decoder) value(path string, v any, rv reflect.Value, tag reflect.Struct
 	if rv.Kind() == reflect.Pointer {
 		if rv.IsNil() {
 			rv.Set(reflect.New(rv.Type().Elem()))
+			if def, ok := rv.Interface().(defaulter); ok {
+				def.setDefaults()
+			}
 		}
 		d.value(path, v, rv.Elem(), tag)
 		return
@@ -138,7 +141,7 @@ func (d *decoder) mapping(path string, v any, rv reflect.Value) {
 	}
 }
 
-// defaulter is an element of a list that does not begin as its zero value.
+// defaulter is an element of a list, or an optional table, that does not begin as its zero value.
 type defaulter interface{ setDefaults() }
 
 func (d *decoder) list(path string, v any, rv reflect.Value, tag reflect.StructTag) {

@@ -70,6 +70,9 @@ func (c *Config) explainPorts(b *strings.Builder) {
 	var rows table
 	for _, p := range c.Ports {
 		rows = append(rows, []string{p.Name, "on " + p.Interface, p.Queues.String(), "xdp " + p.XDP, "zero_copy " + p.ZeroCopy})
+		if p.Fault != nil {
+			rows[len(rows)-1] = append(rows[len(rows)-1], "FAULTS ARE ON: "+p.Fault.String())
+		}
 	}
 	rows.write(b)
 }

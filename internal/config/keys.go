@@ -5,6 +5,8 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+
+	"penstock/pipeline/fault"
 )
 
 // Key describes a key of the configuration, for documentation.
@@ -52,6 +54,11 @@ func Tables() []Table {
 		}
 		t.Keys = keysOf(t, field)
 		tables = append(tables, t)
+		if f.name == "port" {
+			ft := Table{Name: "port.fault", Help: "faults on purpose, for rehearsals: they strike what passes between the port above and user space"}
+			ft.Keys = keysOf(ft, reflect.ValueOf(faultTable{fault.Default()}))
+			tables = append(tables, ft)
+		}
 		if f.name == "chain" {
 			st := Table{Name: "chain.stage", List: true, Help: "a stage of the chain above; they run from the first to the last"}
 			st.Keys = keysOf(st, reflect.ValueOf(stageHead{}))
@@ -71,7 +78,7 @@ func Keys() (keys []Key) {
 
 func keysOf(t Table, v reflect.Value) (keys []Key) {
 	for _, f := range fieldsOf(v.Type(), nil) {
-		if t.Name == "chain" && f.name == "stage" {
+		if t.Name == "chain" && f.name == "stage" || t.Name == "port" && f.name == "fault" {
 			continue // a table of its own
 		}
 		_, required := f.tag.Lookup("required")
@@ -96,7 +103,7 @@ func typeName(tag reflect.StructTag, v reflect.Value) string {
 	if name := tag.Get("type"); name != "" {
 		return name
 	}
-	if name := v.Type().Name(); name == "Size" || name == "Duration" {
+	if name := v.Type().Name(); name == "Size" || name == "Duration" || name == "Share" {
 		return strings.ToLower(name)
 	}
 	switch {
@@ -129,6 +136,8 @@ func literal(v reflect.Value) string {
 			parts[i] = literal(v.Index(i))
 		}
 		return "[" + strings.Join(parts, ", ") + "]"
+	case reflect.Bool:
+		return strconv.FormatBool(v.Bool())
 	case reflect.String:
 		if v.String() == "" {
 			return ""

@@ -69,14 +69,17 @@ func TestKeysHold(t *testing.T) {
 			t.Errorf("%s is required and has a default", id)
 		}
 		header := "[" + k.Table + "]"
+		inside := ""
 		if k.List {
 			header = "[" + header + "]"
+		} else if list, own, ok := strings.Cut(k.Table, "."); ok {
+			header, inside = "[["+list+"]]\n"+header, own+"."
 		}
 		try := func(value string) (complaint string) {
 			_, problems := Parse("x", []byte(header+"\n"+k.Name+" = "+value+"\n"), testRegistry())
 			for _, p := range problems {
-				if strings.HasPrefix(p.Text, k.Name+": want") {
-					return p.Text
+				if text := strings.TrimPrefix(p.Text, inside); strings.HasPrefix(text, k.Name+": want") {
+					return text
 				}
 			}
 			return ""

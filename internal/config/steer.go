@@ -112,6 +112,11 @@ func (c *checker) target(path, name string) Target {
 // Config without problems.
 func (c *checker) warnings() {
 	cfg := c.config
+	for i, p := range cfg.Ports {
+		if p.Fault != nil {
+			c.warn.add(element("port", i)+".fault", "FAULTS ARE ON: port %q harms traffic on purpose (%v); remove the table where this is no rehearsal", p.Name, p.Fault)
+		}
+	}
 	reached := make([]bool, len(cfg.Chains))
 	for i, s := range cfg.Steer {
 		path := element("steer", i)

@@ -1,6 +1,9 @@
 package config
 
-import "penstock/internal/units"
+import (
+	"penstock/internal/units"
+	"penstock/pipeline/fault"
+)
 
 // document is a file as decoded, before its names are resolved. Its tags are
 // the one source for the keys there are: Keys reads them too.
@@ -18,7 +21,14 @@ type portTable struct {
 	Queues    any    `toml:"queues" type:"\"all\" or list of integers" help:"which of the interface's queues are used"`
 	XDP       string `toml:"xdp" values:"auto|native|generic" help:"how the XDP program is attached; generic works everywhere and is slow"`
 	ZeroCopy  string `toml:"zero_copy" values:"auto|on|off" help:"whether the network interface shares packet memory with the appliance"`
+
+	Fault *faultTable `toml:"fault" help:"faults on purpose, for rehearsals: they strike what passes between the port above and user space"`
 }
+
+// faultTable is [port.fault].
+type faultTable struct{ fault.Options }
+
+func (t *faultTable) setDefaults() { t.Options = fault.Default() }
 
 func (t *portTable) setDefaults() {
 	*t = portTable{Queues: "all", XDP: "auto", ZeroCopy: "auto"}

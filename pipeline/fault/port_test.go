@@ -206,7 +206,7 @@ func TestSameSeed(t *testing.T) {
 		}
 		return h
 	}
-	if run(1) != run(1) {
+	if first, second := run(1), run(1); first != second {
 		t.Error("two runs differ")
 	}
 	if run(1) == run(2) {

@@ -44,7 +44,8 @@ type attachment struct {
 // Attach puts the program on a port's interface and returns the mode it really runs in. With ModeAuto a driver that refuses
 // native XDP gets generic XDP; Fallback then says what the driver refused with.
 //
-// If a dead instance of the same name left its program on the interface (Options.PinRoot), that is replaced without a gap.
+// If a dead instance of the same name left its program on the interface (Options.PinRoot), that is replaced without a gap. The first
+// port that is attached takes the pins over, and removes the instance's links from interfaces that are no ports any more.
 // Anything else that is attached there is left alone, and the error says what it is and how to remove it. After an error
 // nothing of ours is attached to the port.
 //
@@ -61,6 +62,9 @@ func (s *Steerer) Attach(port int) (Mode, error) {
 	a := &s.ports[port]
 	if a.link != nil {
 		return 0, fmt.Errorf("attach %s: already attached", s.portName(port))
+	}
+	if err := s.claim(); err != nil {
+		return 0, fmt.Errorf("attach %s: %w", s.portName(port), err)
 	}
 	if err := s.attach(a, port); err != nil {
 		return 0, fmt.Errorf("attach %s: %w", s.portName(port), explainAttach(err, s.opts.Ports[port].Ifindex))
@@ -83,7 +87,7 @@ func (s *Steerer) attach(a *attachment, port int) error {
 	if err != nil {
 		return err
 	}
-	if s.opts.PinRoot != "" {
+	if s.pins() {
 		if err := l.Pin(s.linkPin(port)); err != nil {
 			return errors.Join(fmt.Errorf("pin link: %w", err), detach(l))
 		}

@@ -71,31 +71,69 @@ func (s *Steerer) linkPin(port int) string {
 	return filepath.Join(s.pinDir(), fmt.Sprintf("%s%d_%s", linkPrefix, port, name))
 }
 
-// pinMaps replaces the map pins of a dead instance by ours, notes its links on our ports and takes its other links off.
-func (s *Steerer) pinMaps() error {
-	if !onBPFFS(s.opts.PinRoot) {
-		return fmt.Errorf("pin maps: %s is not on a bpf file system; mend: mount -t bpf bpf %s", s.opts.PinRoot, DefaultBPFFS)
+// pins says whether everything is pinned as soon as it is there.
+func (s *Steerer) pins() bool { return s.opts.PinRoot != "" && !s.opts.PinLate }
+
+// claim makes this the instance of its name: flows of a dead one become ours, and so do its pins.
+func (s *Steerer) claim() error {
+	if s.claimed || s.opts.PinRoot == "" {
+		return nil
 	}
-	dir := s.pinDir()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("pin maps: %w", err)
+	if err := s.settle(); err != nil {
+		return fmt.Errorf("take over flows: %w", err)
 	}
-	for name, m := range s.maps() {
-		path := filepath.Join(dir, name)
-		// What the old programs use stays alive without a name.
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("pin maps: %w", err)
+	if err := s.findLeftovers(); err != nil {
+		return err
+	}
+	if err := s.removeMapPins(); err != nil {
+		return fmt.Errorf("remove leftover pins: %w", err)
+	}
+	if s.pins() {
+		if err := s.pinMaps(); err != nil {
+			return err
 		}
-		if err := m.Pin(path); err != nil {
-			return fmt.Errorf("pin maps: %w", err)
-		}
 	}
-	return s.findLeftovers()
+	s.claimed = true
+	return nil
 }
 
+// pinMaps pins the maps, and what is to be known of them.
+func (s *Steerer) pinMaps() error {
+	err := os.MkdirAll(s.pinDir(), 0o700)
+	if err == nil {
+		err = s.pinWill()
+	}
+	for name, m := range s.maps() {
+		if err == nil {
+			err = replacePin(m, filepath.Join(s.pinDir(), name))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("pin maps: %w", err)
+	}
+	return nil
+}
+
+// removeMapPins removes all pins of the name but those of links: the maps of a dead instance, of whatever version.
+func (s *Steerer) removeMapPins() error {
+	pins, err := filepath.Glob(filepath.Join(s.opts.PinRoot, s.opts.Name, "*", "*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range pins {
+		if !isLinkPin(path) {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// findLeftovers notes a dead instance's links on our ports, of whatever version it was, and takes its other links off.
 func (s *Steerer) findLeftovers() error {
 	s.leftover = map[int]string{}
-	pins, err := filepath.Glob(filepath.Join(s.pinDir(), linkPrefix+"*"))
+	pins, err := filepath.Glob(filepath.Join(s.opts.PinRoot, s.opts.Name, "*", linkPrefix+"*"))
 	if err != nil {
 		return err
 	}
@@ -114,6 +152,8 @@ func (s *Steerer) findLeftovers() error {
 	}
 	return nil
 }
+
+func isLinkPin(path string) bool { return strings.HasPrefix(filepath.Base(path), linkPrefix) }
 
 // pinnedOn returns the interface a pinned link holds. A link knows an index but not the namespace it belongs to, so the
 // interface must agree that this is the program it runs.
@@ -166,10 +206,7 @@ func (s *Steerer) takeOver(a *attachment, port int) (bool, error) {
 	}
 	if err == nil && (p.Mode == ModeAuto || p.Mode == mode) {
 		if err = l.Update(a.prog); err == nil {
-			// Under a new name if the port has one: unpinning first would be a gap if we died between.
-			if want := s.linkPin(port); want != path {
-				err = l.Pin(want)
-			}
+			err = s.movePin(l, path, s.linkPin(port))
 		}
 		if err == nil {
 			a.link, a.mode = l, mode
@@ -183,10 +220,29 @@ func (s *Steerer) takeOver(a *attachment, port int) (bool, error) {
 	return false, removePin(path)
 }
 
+// movePin pins a link that was taken over where it belongs now, if anywhere.
+func (s *Steerer) movePin(l link.Link, from, to string) error {
+	switch {
+	case !s.pins():
+		if err := l.Unpin(); err != nil {
+			return err
+		}
+	case from != to:
+		// Not unpinned first: that would be a gap if we died between.
+		if err := l.Pin(to); err != nil {
+			return err
+		}
+	}
+	if dir := filepath.Dir(from); dir != s.pinDir() {
+		_ = os.Remove(dir) // of another version; if it was the last pin in there
+	}
+	return nil
+}
+
 // removePin takes off the program that a pinned link holds, and the pin. Other pins are just removed.
 func removePin(path string) error {
 	var errs []error
-	if strings.HasPrefix(filepath.Base(path), linkPrefix) {
+	if isLinkPin(path) {
 		// Detached rather than closed: somebody else may hold the link too.
 		if l, err := link.LoadPinnedLink(path, nil); err == nil {
 			if err := detach(l); err != nil {
@@ -236,8 +292,8 @@ func (s *Steerer) Close() error {
 	return nil
 }
 
-// Leave closes this process's descriptors and leaves the program attached, for OnExitOpen: packets that belong to a chain take the
-// default action as soon as the sockets are closed. The next Load of the same name takes over, or Cleanup removes it.
+// Leave closes this process's descriptors and leaves the program attached: packets that belong to a chain go the way OnExit says as
+// soon as the sockets are closed. The next instance of the name takes over, or Cleanup removes it.
 // Without PinRoot it cannot do that: it closes and returns an error.
 func (s *Steerer) Leave() error {
 	if s.opts.PinRoot == "" {
@@ -245,7 +301,31 @@ func (s *Steerer) Leave() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	err := s.pinLate()
 	s.release()
+	if err != nil {
+		return fmt.Errorf("leave steer program attached: %w", err)
+	}
+	return nil
+}
+
+func (s *Steerer) pinLate() error {
+	if !s.opts.PinLate {
+		return nil
+	}
+	if err := s.pinMaps(); err != nil {
+		return err
+	}
+	for i := range s.ports {
+		if l := s.ports[i].link; l != nil {
+			if err := l.Pin(s.linkPin(i)); err != nil {
+				return fmt.Errorf("pin link: %w", err)
+			}
+		}
+	}
 	return nil
 }
 

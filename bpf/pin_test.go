@@ -243,6 +243,8 @@ func TestTakeOverOfOddLeftovers(t *testing.T) {
 		o.Ports = o.Ports[1:]
 		o.Ports[0].Mode = ModeGeneric
 	})
+	a.attach(ModeGeneric)
+	check("one port less", 2, 1)
 	var lan netlink.LinkXdp
 	a.in(func() (err error) {
 		l, err := netlink.LinkByName("eth1")
@@ -254,8 +256,6 @@ func TestTakeOverOfOddLeftovers(t *testing.T) {
 	if lan.Attached {
 		t.Errorf("program %d is attached to what is no port any more", lan.ProgId)
 	}
-	a.attach(ModeGeneric)
-	check("one port less", 2, 1)
 
 	leave()
 	a.in(func() error {

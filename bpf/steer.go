@@ -80,9 +80,14 @@ type Options struct {
 	// entries), is taken at load.
 	MaxFlows uint32
 
+	// Chains are those that the rules name, by number: for who inherits flows. They may be left out.
+	Chains []Chain
+
 	// PinRoot is a folder on a bpffs (EnsureBPFFS) below which maps and links are pinned, so that the wire stays connected
-	// when this process dies. "": nothing is pinned.
+	// when this process dies, and the next instance of the name can take over. "": nothing is pinned.
 	PinRoot string
+	// PinLate pins by Leave only: the program goes with a process that dies, but can be handed over.
+	PinLate bool
 }
 
 // Steerer is the loaded program, one copy a port, with its maps. Methods may be called from any goroutine; after Close or Leave they
@@ -94,22 +99,31 @@ type Steerer struct {
 	ports    []attachment
 	active   uint32 // which of the two lists in rules counts
 	closed   bool
-	leftover map[int]string // links of a dead instance of this name, by interface index
+	claimed  bool           // what a dead instance of this name had left is ours
+	leftover map[int]string // its links, by interface index
+
+	will      will        // what we would leave
+	heritage  *will       // what stands in the maps that are inherited; nil: none are
+	inherited Inheritance // what became of it
 
 	flows, frags, rules, rulesActive, sockets, beats, peers, counters *ebpf.Map
 
 	beatMemory *ebpf.Memory // that of beats
 }
 
-// Load checks o and loads one program for each port; nothing is attached yet, and no packet touched. Leftovers of a dead
-// instance with the same name stay in effect until Attach takes them over, port by port; its links on interfaces
-// that are no ports any more are removed. Load does not check that the instance is dead: the caller holds a lock.
+// Load checks o and loads one program for each port; nothing is attached yet, no packet touched, and nothing pinned. If an instance
+// of the same name has left its maps, and they fit, the flows in them will be ours: offloaded ones never notice.
+// Inherited tells. The instance may still live; it must be dead, or have left, when the first port is attached, which makes
+// this the instance of that name. That is not checked: the caller holds a lock.
 //
 // Needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or root. An error of the kernel's verifier wraps *ebpf.VerifierError, which
 // prints the whole log under %+v.
 func Load(o Options) (*Steerer, error) {
 	if err := o.check(); err != nil {
 		return nil, fmt.Errorf("load steer program: %w", err)
+	}
+	if o.PinRoot != "" && !onBPFFS(o.PinRoot) {
+		return nil, fmt.Errorf("load steer program: %s is not on a bpf file system; mend: mount -t bpf bpf %s", o.PinRoot, DefaultBPFFS)
 	}
 	if o.MaxFlows == 0 {
 		o.MaxFlows = DefaultMaxFlows
@@ -122,12 +136,6 @@ func Load(o Options) (*Steerer, error) {
 	if err := s.SetRules(o.Rules); err != nil {
 		s.release()
 		return nil, fmt.Errorf("load steer program: %w", err)
-	}
-	if o.PinRoot != "" {
-		if err := s.pinMaps(); err != nil {
-			s.release()
-			return nil, fmt.Errorf("load steer program: %w", err)
-		}
 	}
 	return s, nil
 }
@@ -183,7 +191,7 @@ func (s *Steerer) load() error {
 		return err
 	}
 	n := uint32(len(s.opts.Ports))
-	shared := map[string]*ebpf.Map{}
+	var shared map[string]*ebpf.Map
 	for i := range s.opts.Ports {
 		spec, err := loadSteer()
 		if err != nil {
@@ -206,6 +214,10 @@ func (s *Steerer) load() error {
 				return err
 			}
 		}
+		if i == 0 {
+			shared = s.inherit(spec)
+			defer closeMaps(shared)
+		}
 		var obj steerObjects
 		if err := spec.LoadAndAssign(&obj, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
 			return err
@@ -222,9 +234,7 @@ func (s *Steerer) load() error {
 		if s.beatMemory, err = s.beats.Memory(); err != nil {
 			return fmt.Errorf("map memory of heartbeats: %w", err)
 		}
-		for name, m := range s.maps() {
-			shared[name] = m
-		}
+		shared = s.maps()
 	}
 	if s.opts.Default != DefaultBridge {
 		return nil
@@ -325,12 +335,14 @@ func (s *Steerer) release() {
 		}
 		a.link, a.prog = nil, nil
 	}
-	for _, m := range s.maps() {
-		if m != nil {
-			m.Close()
-		}
-	}
+	closeMaps(s.maps())
 	s.closed = true
+}
+
+func closeMaps(maps map[string]*ebpf.Map) {
+	for _, m := range maps {
+		m.Close() // nil: nothing to do
+	}
 }
 
 // grant is how to give a program that is not root what it needs.

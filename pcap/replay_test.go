@@ -80,7 +80,9 @@ func chain(do string, notes *[]string) *pipeline.ChainSpec {
 			NewBoundary: func(struct{}, *pipeline.Env, []pipeline.StreamStage, []string) (pipeline.Stage, error) {
 				return nil, errors.New("must not be built")
 			},
-			Depth: func(struct{}) (pipeline.Depth, string) { return pipeline.DepthTerminate, "it is told to" },
+			Depth: func(struct{}, pipeline.Need) (pipeline.Depth, string) {
+				return pipeline.DepthTerminate, "it is told to"
+			},
 		})
 		k := reg.Lookup("tcp")
 		return &pipeline.ChainSpec{Name: "web", Stages: []pipeline.StageSpec{{Kind: k, Config: k.NewConfig()}}}

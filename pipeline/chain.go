@@ -41,6 +41,11 @@ func (s *ChainSpec) Holder() (stage, why string) {
 		return "chain", `offload = "never"`
 	}
 	for _, st := range s.Stages {
+		if st.Kind.Layer == BoundaryLayer {
+			if d, _, _ := s.Depth(); d == DepthTerminate {
+				return st.Kind.Name, "terminates the connection"
+			}
+		}
 		if why := st.Kind.Holds(st.Config); why != "" {
 			return st.Kind.Name, why
 		}
@@ -48,13 +53,32 @@ func (s *ChainSpec) Holder() (stage, why string) {
 	return "", ""
 }
 
+// Need returns the most that the chain's stream stages do with connections, the
+// first stage that needs so much, and why.
+func (s *ChainSpec) Need() (n Need, stage, why string) {
+	for _, st := range s.Stages {
+		if sn, w := st.Kind.Needs(st.Config); sn > n {
+			n, stage, why = sn, st.Kind.Name, w
+		}
+	}
+	return n, stage, why
+}
+
 // Depth returns the depth of the chain's flows, the stage that forces it, and
 // why.
 func (s *ChainSpec) Depth() (d Depth, stage, why string) {
 	d, stage, why = DepthForward, "", "packet stages only"
+	need, forcing, because := s.Need()
 	for _, st := range s.Stages {
-		if sd, w := st.Kind.Depth(st.Config); sd > d {
+		sd, w := st.Kind.Depth(st.Config, need)
+		switch {
+		case sd <= d:
+		case w != "":
 			d, stage, why = sd, st.Kind.Name, w
+		case need == NeedNothing:
+			d, stage, why = sd, st.Kind.Name, "no stage is behind it"
+		default:
+			d, stage, why = sd, forcing, because
 		}
 	}
 	return d, stage, why
@@ -92,6 +116,8 @@ func (s *ChainSpec) Build(env Env) (*Chain, error) {
 	if holder, _ := s.Holder(); holder != "" {
 		env.Offload = false
 	}
+	env.Depth, _, _ = s.Depth()
+	env.Need, _, _ = s.Need()
 	var streams []StreamStage
 	var names []string
 	// From the last to the first: the boundary needs the stream stages built.

@@ -26,12 +26,22 @@ type Descriptor[C any] struct {
 	NewBoundary func(c C, env *Env, streams []StreamStage, names []string) (Stage, error) // tcp: packets before it, streams behind
 
 	// Holds returns why stages with this configuration never let go of a flow,
-	// or "" if they release flows (Packet.Release). nil: they never do.
+	// or "" if they release flows (Packet.Release, StreamRelease). nil: they
+	// never do. Not for NewBoundary: its depth and the streams decide.
 	Holds func(c C) string
 
-	// Depth returns the depth that flows of a chain with this stage have, and
-	// why; only for NewBoundary.
-	Depth func(c C) (Depth, string)
+	// Needs returns what a stage with this configuration does with connections,
+	// and why; only for NewStream. nil: NeedDeny.
+	Needs func(c C) (Need, string)
+
+	// Depth returns the depth that flows of a chain with this stage have if the
+	// stream stages behind it need n at most, and why; "" if that follows from n.
+	// Only for NewBoundary.
+	Depth func(c C, n Need) (Depth, string)
+
+	// Suits adds the problems of a configuration whose stream stages need n,
+	// because of the stage of that name; only for NewBoundary. nil: all suits.
+	Suits func(c C, n Need, stage, why string, issues *Issues)
 }
 
 // Layer says what a stage is shown.
@@ -56,8 +66,10 @@ type Kind struct {
 	build       func(any, *Env) (Stage, error)
 	buildStream func(any, *Env) (StreamStage, error)
 	buildBound  func(any, *Env, []StreamStage, []string) (Stage, error)
-	depth       func(any) (Depth, string)
+	depth       func(any, Need) (Depth, string)
 	holds       func(any) string
+	needs       func(any) (Need, string)
+	suits       func(any, Need, string, string, *Issues)
 }
 
 // NewConfig returns a pointer to a Config with the defaults set.
@@ -70,24 +82,46 @@ func (k *Kind) Validate(config any, issues *Issues) {
 	}
 }
 
-// Depth returns the depth that a stage of this kind brings its flows to, and
-// why. Packet stages need no more than forward.
-func (k *Kind) Depth(config any) (Depth, string) {
+// Depth returns the depth that a stage of this kind brings its flows to if the
+// stream stages behind it need n, and why; "" if that follows from n. Packet
+// stages need no more than forward.
+func (k *Kind) Depth(config any, n Need) (Depth, string) {
 	if k.depth == nil {
 		return DepthForward, ""
 	}
-	return k.depth(config)
+	return k.depth(config, n)
+}
+
+// Suits adds the problems that a stage of this kind has with what the stream
+// stages behind it need.
+func (k *Kind) Suits(config any, n Need, stage, why string, issues *Issues) {
+	if k.suits != nil {
+		k.suits(config, n, stage, why, issues)
+	}
+}
+
+// Needs returns what a stream stage of this kind does with connections, and why.
+func (k *Kind) Needs(config any) (Need, string) {
+	switch {
+	case k.Layer != StreamLayer:
+		return NeedNothing, ""
+	case k.needs == nil:
+		return NeedDeny, "may deny connections"
+	}
+	return k.needs(config)
 }
 
 // Holds returns why a stage of this kind never lets go of a flow, or "".
 func (k *Kind) Holds(config any) string {
 	switch {
+	case k.Layer == BoundaryLayer:
+		return "" // its depth and the stages behind it decide
+	case k.holds != nil:
+		return k.holds(config)
 	case k.Layer == StreamLayer:
-		return "" // it sees connections: the boundary before it holds their flows
-	case k.holds == nil:
-		return "looks at every packet"
+		return "looks at every byte"
 	}
-	return k.holds(config)
+	return "looks at every packet"
 }
 
 // Registry holds the stage kinds that a configuration may name.
@@ -128,7 +162,13 @@ func Register[C any](r *Registry, d Descriptor[C]) {
 		}
 	}
 	if d.Depth != nil {
-		k.depth = func(c any) (Depth, string) { return d.Depth(*c.(*C)) }
+		k.depth = func(c any, n Need) (Depth, string) { return d.Depth(*c.(*C), n) }
+	}
+	if d.Needs != nil {
+		k.needs = func(c any) (Need, string) { return d.Needs(*c.(*C)) }
+	}
+	if d.Suits != nil {
+		k.suits = func(c any, n Need, stage, why string, i *Issues) { d.Suits(*c.(*C), n, stage, why, i) }
 	}
 	if d.Holds != nil {
 		k.holds = func(c any) string { return d.Holds(*c.(*C)) }

@@ -82,6 +82,8 @@ type Env struct {
 	Ports    []PortInfo // by PortID
 	Emitter  Emitter
 	Recorder Recorder
+	Depth    Depth        // of the chain's flows
+	Need     Need         // the most that the chain's stream stages do with connections
 	Offload  bool         // flows that all stages release leave user space; if false, a stage can spare itself the work
 	Wake     func()       // makes the worker take a turn soon; safe from any goroutine
 	Now      func() int64 // ns since the epoch, never going back; for goroutines other than the worker's

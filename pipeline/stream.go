@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"net/netip"
+	"sync/atomic"
 
 	"penstock/internal/wire"
 )
@@ -44,15 +45,46 @@ func (d Depth) String() string {
 	return "unknown"
 }
 
+// Need says what a stream stage does with the connections it is shown. The
+// boundary picks the depth from what the stages behind it need.
+type Need uint8
+
+// The needs, the least first.
+const (
+	NeedNothing Need = iota // no stream stage is there
+	NeedObserve             // it reads: bytes may pass while it looks at them
+	NeedDeny                // it may end a connection: bytes wait until it lets them pass
+	NeedChange              // it answers in an end's place, or changes bytes: only DepthTerminate
+)
+
+var needNames = [...]string{"nothing", "observe", "deny", "change"}
+
+// String returns "nothing", "observe", "deny" or "change".
+func (n Need) String() string {
+	if int(n) < len(needNames) {
+		return needNames[n]
+	}
+	return "unknown"
+}
+
 // Conn is what stream stages know of the TCP connection they are shown.
 type Conn struct {
-	ID             uint64 // unique within the process
+	ID             uint64 // unique within the process: NewConnID
 	Flow           wire.Flow
 	Client, Server netip.AddrPort
 	In             PortID // port on the client's side
 	Depth          Depth  // DepthInspect or DepthTerminate
 	Start          int64  // ns since the epoch: when the client's SYN came
+	// Midstream says that the connection was open before it was seen: its
+	// streams begin anywhere, Start is when the first packet came, and which
+	// end is the client is a guess by the ports.
+	Midstream bool
 }
+
+var connIDs atomic.Uint64
+
+// NewConnID returns the next Conn.ID.
+func NewConnID() uint64 { return connIDs.Add(1) }
 
 // StreamStage is a step behind the tcp stage: it is shown connections as two
 // ordered streams of bytes instead of packets.
@@ -83,6 +115,14 @@ type Stream interface {
 	Close(now int64)
 }
 
+// SightLoser is a Stream that wants to know that its sight ends while the
+// connection goes on: at DepthInspect packets may pass where nobody can look at
+// them. LoseSight is called at most once, before Close, and no Data or End
+// comes after it.
+type SightLoser interface {
+	LoseSight(why Reason, now int64)
+}
+
 // StreamAction is what a Stream wants to happen to its connection.
 type StreamAction uint8
 
@@ -101,3 +141,10 @@ type StreamVerdict struct {
 	// order; only at terminate depth. Without a reply the connection is reset.
 	Reply []byte
 }
+
+// Reasons that connections and their packets end for at either depth.
+var (
+	ReasonFlowLimit  = DefineReason("tcp_flow_limit", "a new TCP connection beyond max_flows, with on_limit = \"drop\"")
+	ReasonOutOfState = DefineReason("tcp_out_of_state", "a segment that makes no sense in the state of its connection")
+	ReasonHoldFull   = DefineReason("stream_hold_full", "a stream stage held back more than it may")
+)

@@ -63,13 +63,13 @@ func DefaultOptions() Options {
 // What this package drops packets for. Those that a stream stage denies a
 // connection for are the stage's own, but for one.
 var (
-	ReasonFlowLimit    = pipeline.DefineReason("tcp_flow_limit", "a new TCP connection beyond max_flows, with on_limit = \"drop\"")
+	ReasonFlowLimit    = pipeline.ReasonFlowLimit
 	ReasonPendingLimit = pipeline.DefineReason("tcp_pending_limit", "a new TCP connection beyond max_pending, with on_limit = \"drop\"")
 	ReasonUnsupported  = pipeline.DefineReason("tcp_unsupported", "a TCP connection that cannot be terminated without changing it, with on_unsupported = \"drop\"")
 	ReasonBadOptions   = pipeline.DefineReason("tcp_bad_options", "a SYN whose option list is malformed")
-	ReasonOutOfState   = pipeline.DefineReason("tcp_out_of_state", "a segment that makes no sense in the state of its connection")
+	ReasonOutOfState   = pipeline.ReasonOutOfState
 	ReasonICMPQuote    = pipeline.DefineReason("tcp_icmp_bad_quote", "an ICMP error that quotes a sequence number which was not in flight")
-	ReasonHoldFull     = pipeline.DefineReason("stream_hold_full", "a stream stage held back more than hold_bytes")
+	ReasonHoldFull     = pipeline.ReasonHoldFull
 )
 
 // Reasons lists what packets and connections may end for.

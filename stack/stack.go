@@ -82,9 +82,6 @@ type segmentQueuer interface {
 	QueuePacket(nstack.TransportEndpoint, nstack.TransportEndpointID, *nstack.PacketBuffer)
 }
 
-// connID numbers the connections of the process.
-var connID atomic.Uint64
-
 // New makes the netstack of a worker. It allocates the flow table: about 100
 // bytes for each of MaxFlows.
 func New(env *pipeline.Env, o Options) (*Stack, error) {

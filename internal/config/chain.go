@@ -25,7 +25,11 @@ func (c *checker) chains() {
 			c.addIn(element(path+".stage", MaxStages), path, "want at most %d stages in a chain, got %d", MaxStages, n)
 			t.Stage = t.Stage[:MaxStages]
 		}
+		problems := len(c.problems)
 		chain.Spec.Stages = c.stages(path+".stage", t.Stage)
+		if len(c.problems) == problems {
+			c.suits(path+".stage", &chain.Spec)
+		}
 		c.config.Chains = append(c.config.Chains, chain)
 	}
 }
@@ -69,6 +73,18 @@ func (c *checker) stages(path string, tables []map[string]any) []pipeline.StageS
 		}
 	}
 	return specs
+}
+
+// suits checks that the boundary can give the stream stages what they need.
+func (c *checker) suits(path string, spec *pipeline.ChainSpec) {
+	need, stage, why := spec.Need()
+	for i, st := range spec.Stages {
+		issues := pipeline.Issues{Ports: c.portNames()}
+		st.Kind.Suits(st.Config, need, stage, why, &issues)
+		for _, is := range issues.List {
+			c.issue(element(path, i), is)
+		}
+	}
 }
 
 // kind returns the kind that a stage's table names, or nil.

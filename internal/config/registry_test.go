@@ -2,6 +2,8 @@ package config
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 	"time"
 
 	"penstock/internal/units"
@@ -120,14 +122,33 @@ func testRegistry() *pipeline.Registry {
 		NewBoundary: func(tcpConfig, *pipeline.Env, []pipeline.StreamStage, []string) (pipeline.Stage, error) {
 			return nil, errors.New("only for tests")
 		},
-		Depth: func(c tcpConfig) (pipeline.Depth, string) {
-			if c.Depth == "terminate" {
-				return pipeline.DepthTerminate, `depth is "terminate"`
+		Depth: func(c tcpConfig, n pipeline.Need) (pipeline.Depth, string) {
+			if c.Depth != "auto" {
+				return map[string]pipeline.Depth{"inspect": pipeline.DepthInspect, "terminate": pipeline.DepthTerminate}[c.Depth], fmt.Sprintf("depth is %q", c.Depth)
 			}
-			return pipeline.DepthInspect, "the stages behind it only observe or deny"
+			if n == pipeline.NeedChange {
+				return pipeline.DepthTerminate, ""
+			}
+			return pipeline.DepthInspect, ""
+		},
+		Suits: func(c tcpConfig, n pipeline.Need, stage, why string, issues *pipeline.Issues) {
+			if c.Depth == "inspect" && n == pipeline.NeedChange {
+				issues.Add("depth", "%s needs more: %s", stage, why)
+			}
 		},
 	})
-	pipeline.Register(r, pipeline.Descriptor[httpConfig]{Kind: "http", Summary: "Reads HTTP/1.", NewStream: noStream[httpConfig]})
+	pipeline.Register(r, pipeline.Descriptor[httpConfig]{
+		Kind: "http", Summary: "Reads HTTP/1.", NewStream: noStream[httpConfig],
+		Needs: func(c httpConfig) (pipeline.Need, string) {
+			switch {
+			case slices.Contains(c.DenyHosts, "*"):
+				return pipeline.NeedChange, "answers every request"
+			case len(c.DenyHosts) > 0:
+				return pipeline.NeedDeny, "refuses hosts"
+			}
+			return pipeline.NeedObserve, "logs requests"
+		},
+	})
 	pipeline.Register(r, pipeline.Descriptor[struct{}]{Kind: "tls", Summary: "Reads TLS handshakes.", NewStream: noStream[struct{}]})
 	pipeline.Register(r, pipeline.Descriptor[typesConfig]{Kind: "types", Summary: "Has a key of every type.", New: noStage[typesConfig]})
 	return r

@@ -104,7 +104,7 @@ func positive(issues *pipeline.Issues, key string, got units.Duration) {
 }
 
 // depth says how deep the flows of a chain with this stage are.
-func depth(c Config) (pipeline.Depth, string) {
+func depth(c Config, _ pipeline.Need) (pipeline.Depth, string) {
 	if c.Depth == "terminate" {
 		return pipeline.DepthTerminate, `depth = "terminate"`
 	}

@@ -96,11 +96,11 @@ func TestValidate(t *testing.T) {
 func TestDepth(t *testing.T) {
 	_, k := kind(t)
 	c := k.NewConfig().(*Config)
-	if d, why := k.Depth(c); d != pipeline.DepthTerminate || why == "" {
+	if d, why := k.Depth(c, pipeline.NeedDeny); d != pipeline.DepthTerminate || why == "" {
 		t.Errorf("auto: got %v, %q", d, why)
 	}
 	c.Depth = "terminate"
-	if d, why := k.Depth(c); d != pipeline.DepthTerminate || why != `depth = "terminate"` {
+	if d, why := k.Depth(c, pipeline.NeedDeny); d != pipeline.DepthTerminate || why != `depth = "terminate"` {
 		t.Errorf("terminate: got %v, %q", d, why)
 	}
 	if k.Layer != pipeline.BoundaryLayer || !k.Affinity {

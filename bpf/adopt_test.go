@@ -218,12 +218,12 @@ func TestLayout(t *testing.T) {
 	}
 }
 
-// With PinLate nothing is pinned while an instance lives, and all is when it leaves.
-func TestPinLate(t *testing.T) {
+// With LinksLate no link is pinned while an instance lives, and all are when it leaves.
+func TestLinksLate(t *testing.T) {
 	d := newDynasty(t)
-	late := func(o *Options) { o.PinLate = true }
+	late := func(o *Options) { o.LinksLate = true }
 	pins := func() []string {
-		list, err := filepath.Glob(filepath.Join(d.root, "*", "*", "*"))
+		list, err := filepath.Glob(filepath.Join(d.root, "*", "*", linkPrefix+"*"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -247,7 +247,7 @@ func TestPinLate(t *testing.T) {
 	}
 	old := progs()
 	d.leave()
-	if got := pins(); len(got) < 2+len(heirlooms) {
+	if got := pins(); len(got) != 2 {
 		t.Errorf("after Leave only %v are pinned", got)
 	}
 	if got := progs(); !slices.Equal(got, old) || slices.Contains(got, 0) {

@@ -87,7 +87,7 @@ func (s *Steerer) attach(a *attachment, port int) error {
 	if err != nil {
 		return err
 	}
-	if s.pins() {
+	if s.pinsLinks() {
 		if err := l.Pin(s.linkPin(port)); err != nil {
 			return errors.Join(fmt.Errorf("pin link: %w", err), detach(l))
 		}

@@ -71,8 +71,8 @@ func (s *Steerer) linkPin(port int) string {
 	return filepath.Join(s.pinDir(), fmt.Sprintf("%s%d_%s", linkPrefix, port, name))
 }
 
-// pins says whether everything is pinned as soon as it is there.
-func (s *Steerer) pins() bool { return s.opts.PinRoot != "" && !s.opts.PinLate }
+// pinsLinks says whether links are pinned as soon as they are there.
+func (s *Steerer) pinsLinks() bool { return s.opts.PinRoot != "" && !s.opts.LinksLate }
 
 // claim makes this the instance of its name: flows of a dead one become ours, and so do its pins.
 func (s *Steerer) claim() error {
@@ -88,10 +88,8 @@ func (s *Steerer) claim() error {
 	if err := s.removeMapPins(); err != nil {
 		return fmt.Errorf("remove leftover pins: %w", err)
 	}
-	if s.pins() {
-		if err := s.pinMaps(); err != nil {
-			return err
-		}
+	if err := s.pinMaps(); err != nil {
+		return err
 	}
 	s.claimed = true
 	return nil
@@ -223,7 +221,7 @@ func (s *Steerer) takeOver(a *attachment, port int) (bool, error) {
 // movePin pins a link that was taken over where it belongs now, if anywhere.
 func (s *Steerer) movePin(l link.Link, from, to string) error {
 	switch {
-	case !s.pins():
+	case !s.pinsLinks():
 		if err := l.Unpin(); err != nil {
 			return err
 		}
@@ -267,8 +265,9 @@ func detach(l link.Link) error {
 	return errors.Join(err, l.Close())
 }
 
-// Close detaches the program from all ports and removes all pins of this name, those of a dead instance included. The wire is then
-// what it was before: in bridge mode nothing connects the ports. Closing twice is no error.
+// Close detaches the program from all ports and removes all pins of this name, those of a dead instance included, unless no port was
+// attached yet: then they are not ours. The wire is afterwards what it was before: in bridge mode nothing connects the ports. Closing
+// twice is no error.
 func (s *Steerer) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -283,7 +282,7 @@ func (s *Steerer) Close() error {
 		}
 	}
 	s.release()
-	if s.opts.PinRoot != "" {
+	if s.claimed {
 		errs = append(errs, Cleanup(s.opts.PinRoot, s.opts.Name))
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -304,7 +303,7 @@ func (s *Steerer) Leave() error {
 	if s.closed {
 		return nil
 	}
-	err := s.pinLate()
+	err := s.pinLinks()
 	s.release()
 	if err != nil {
 		return fmt.Errorf("leave steer program attached: %w", err)
@@ -312,12 +311,9 @@ func (s *Steerer) Leave() error {
 	return nil
 }
 
-func (s *Steerer) pinLate() error {
-	if !s.opts.PinLate {
+func (s *Steerer) pinLinks() error {
+	if !s.opts.LinksLate {
 		return nil
-	}
-	if err := s.pinMaps(); err != nil {
-		return err
 	}
 	for i := range s.ports {
 		if l := s.ports[i].link; l != nil {

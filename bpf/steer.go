@@ -86,8 +86,8 @@ type Options struct {
 	// PinRoot is a folder on a bpffs (EnsureBPFFS) below which maps and links are pinned, so that the wire stays connected
 	// when this process dies, and the next instance of the name can take over. "": nothing is pinned.
 	PinRoot string
-	// PinLate pins by Leave only: the program goes with a process that dies, but can be handed over.
-	PinLate bool
+	// LinksLate pins links by Leave only: the program goes with a process that dies, but can be handed over.
+	LinksLate bool
 }
 
 // Steerer is the loaded program, one copy a port, with its maps. Methods may be called from any goroutine; after Close or Leave they

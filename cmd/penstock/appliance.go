@@ -6,12 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"penstock/bpf"
 	"penstock/internal/config"
@@ -34,6 +31,7 @@ type appliance struct {
 	nics    []*nic
 	xdp     []bpf.Mode // by port, as attached
 	steerer *bpf.Steerer
+	pinned  bool // or will be, when another takes over
 	memory  *afxdp.Memory
 	queues  [][]*afxdp.Port   // by port and worker
 	wires   [][]pipeline.Port // the same, behind their faults where a rehearsal has some
@@ -45,6 +43,7 @@ type appliance struct {
 	stop     context.CancelFunc
 	running  sync.WaitGroup
 	failed   chan error
+	handover chan struct{} // somebody wants to take over
 	draining bool
 
 	warnings []string // of the start, for status
@@ -56,7 +55,7 @@ type appliance struct {
 // startAppliance builds the appliance and starts its workers. They run before
 // XDP sends them anything: what it would find silent goes past them.
 func startAppliance(cfg *config.Config, log *slog.Logger) (a *appliance, err error) {
-	a = &appliance{cfg: cfg, log: log, started: time.Now(), failed: make(chan error, 1), stop: func() {}}
+	a = &appliance{cfg: cfg, log: log, started: time.Now(), failed: make(chan error, 1), handover: make(chan struct{}, 1), stop: func() {}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.close(true))
@@ -67,39 +66,13 @@ func startAppliance(cfg *config.Config, log *slog.Logger) (a *appliance, err err
 		return a, errors.New("root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK, are needed to attach XDP; run it with sudo")
 	}
 	for _, step := range []func() error{
-		a.takeLock, a.findInterfaces, a.openRecorder, a.loadXDP, a.openQueues, a.buildWorkers, a.startWorkers, a.attach, a.serve,
+		a.findInterfaces, a.openRecorder, a.loadXDP, a.takePlace, a.openQueues, a.buildWorkers, a.startWorkers, a.attach, a.serve,
 	} {
 		if err := step(); err != nil {
 			return a, err
 		}
 	}
 	return a, nil
-}
-
-// lockPath is where an instance of that name says that it is alive.
-func lockPath(name string) string { return filepath.Join("/run/penstock", name+".lock") }
-
-// takeLock makes sure that one appliance of this name runs on this machine.
-func (a *appliance) takeLock() error {
-	path := lockPath(a.cfg.Appliance.Name)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("make directory of the lock file: %w", err)
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return fmt.Errorf("open lock file: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		pid := make([]byte, 32)
-		n, _ := f.Read(pid)
-		f.Close()
-		return fmt.Errorf("an appliance named %q runs already (process %s); stop it, or set another name in [appliance]",
-			a.cfg.Appliance.Name, string(pid[:n]))
-	}
-	a.lock = f
-	_ = f.Truncate(0)
-	_, err = fmt.Fprintf(f, "%d", os.Getpid())
-	return err
 }
 
 func (a *appliance) findInterfaces() error {
@@ -134,11 +107,26 @@ func (a *appliance) loadXDP() (err error) {
 	}
 	if o.PinRoot != "" {
 		if err := bpf.EnsureBPFFS(o.PinRoot); err != nil {
-			return fmt.Errorf("%w; on_exit = \"open\" needs it: set pins in [appliance] to a directory on a BPF file system, or on_exit = \"closed\"", err)
+			if !o.LinksLate {
+				return fmt.Errorf("%w; on_exit = \"open\" needs it: set pins in [appliance] to a directory on a BPF file system, or on_exit = \"closed\"", err)
+			}
+			a.log.Warn("nothing can be pinned; the next start cannot take over from this one", "err", err)
+			o.PinRoot = ""
 		}
 	}
+	a.pinned = o.PinRoot != ""
 	a.steerer, err = bpf.Load(o)
 	return err
+}
+
+// tellInheritance says what became of the flows of an instance before this one.
+func (a *appliance) tellInheritance() {
+	i := a.steerer.Inherited()
+	if i.Refused != "" {
+		a.log.Warn("flows of the last instance are not taken over; TCP flows of it are midstream", "why", i.Refused)
+	} else if i.Flows+i.Forgotten > 0 {
+		a.log.Info("flows of the last instance are taken over", "flows", i.Flows, "forgotten", i.Forgotten)
+	}
 }
 
 func (a *appliance) openQueues() (err error) {
@@ -271,6 +259,7 @@ func (a *appliance) attach() error {
 		}
 		a.xdp[i] = mode
 	}
+	a.tellInheritance()
 	// What cannot be redirected to would vanish without a trace.
 	if err := a.steerer.CheckPeers(); err != nil {
 		a.warnings = append(a.warnings, err.Error())

@@ -56,6 +56,8 @@ func runCommand(args []string) error {
 		select {
 		case err := <-a.failed:
 			return fmt.Errorf("run: %w", joinClose(err, a.close(cfg.Appliance.OnExit != config.OnExitOpen)))
+		case <-a.handover:
+			return a.shutdown("handover", true, signals)
 		case sig := <-signals:
 			if sig == syscall.SIGHUP {
 				if err := a.record.Reopen(); err != nil {
@@ -63,14 +65,14 @@ func runCommand(args []string) error {
 				}
 				continue
 			}
-			return a.shutdown(sig, signals)
+			return a.shutdown(sig.String(), cfg.Appliance.OnExit == config.OnExitOpen, signals)
 		}
 	}
 }
 
-// shutdown drains and leaves the wire as on_exit says. A second signal ends
-// the draining.
-func (a *appliance) shutdown(sig os.Signal, signals <-chan os.Signal) error {
+// shutdown drains and leaves the wire connected, or cuts it. A signal ends the
+// draining.
+func (a *appliance) shutdown(why string, open bool, signals <-chan os.Signal) error {
 	timeout := time.Duration(a.cfg.Appliance.DrainTimeout)
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
@@ -81,10 +83,9 @@ func (a *appliance) shutdown(sig os.Signal, signals <-chan os.Signal) error {
 		case <-ctx.Done():
 		}
 	}()
-	a.log.Info("draining", "signal", sig.String(), "for_at_most", timeout)
+	a.log.Info("draining", "why", why, "for_at_most", timeout)
 	left := a.drain(ctx)
 	status := a.Status()
-	open := a.cfg.Appliance.OnExit == config.OnExitOpen
 	err := a.close(!open)
 	wire := "cut: XDP is detached"
 	if open {

@@ -31,9 +31,7 @@ func steerOptions(cfg *config.Config) bpf.Options {
 		Name: a.Name, MaxFlows: uint32(a.MaxFlows), Midstream: midstreams[a.Midstream], Malformed: malformed[a.Malformed], OnExit: onExits[a.OnExit],
 		Silence: time.Duration(a.Heartbeat),
 	}
-	if a.OnExit == config.OnExitOpen {
-		o.PinRoot = a.Pins
-	}
+	o.PinRoot, o.LinksLate = a.Pins, a.OnExit != config.OnExitOpen
 	for _, p := range cfg.Ports {
 		o.Ports = append(o.Ports, bpf.Port{Name: p.Name, Mode: xdpModes[p.XDP]})
 	}
@@ -49,6 +47,10 @@ func steerOptions(cfg *config.Config) bpf.Options {
 			r.Chain = uint16(s.To.Chain)
 		}
 		o.Rules = append(o.Rules, r)
+	}
+	for _, c := range cfg.Chains {
+		depth, _, _ := c.Spec.Depth()
+		o.Chains = append(o.Chains, bpf.Chain{Name: c.Spec.Name, Resume: depth < pipeline.DepthInspect})
 	}
 	return o
 }

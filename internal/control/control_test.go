@@ -1,6 +1,7 @@
 package control
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
@@ -17,13 +19,19 @@ import (
 
 // source is an appliance that stands still.
 type source struct {
-	s     Status
-	flows []Flow
-	err   error
+	s         Status
+	flows     []Flow
+	err       error
+	handovers int
 }
 
 func (s *source) Status() Status         { return s.s }
 func (s *source) Flows() ([]Flow, error) { return s.flows, s.err }
+
+func (s *source) Handover() (time.Duration, error) {
+	s.handovers++
+	return 1500 * time.Millisecond, s.err
+}
 
 func example() *source {
 	return &source{
@@ -167,5 +175,17 @@ func TestMetricsAddressInUse(t *testing.T) {
 	}
 	if _, err := os.Stat(path); err == nil {
 		t.Error("the control socket is left behind")
+	}
+}
+
+func TestHandover(t *testing.T) {
+	src := example()
+	path, _ := serve(t, src)
+	if wait, err := NewClient(path).Handover(); err != nil || wait != 1500*time.Millisecond || src.handovers != 1 {
+		t.Errorf("got %v, %v, asked %d times", wait, err, src.handovers)
+	}
+	src.err = errors.New("not now")
+	if _, err := NewClient(path).Handover(); err == nil || !strings.Contains(err.Error(), "not now") {
+		t.Errorf("got %v", err)
 	}
 }

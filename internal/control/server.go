@@ -122,7 +122,15 @@ func apiHandler(src Source) http.Handler {
 		}
 		reply(w, flows, err)
 	})
+	mux.HandleFunc("POST /v1/handover", func(w http.ResponseWriter, _ *http.Request) {
+		wait, err := src.Handover()
+		reply(w, handover{wait.Seconds()}, err)
+	})
 	return mux
+}
+
+type handover struct {
+	Seconds float64 `json:"drain_timeout_seconds"`
 }
 
 type apiError struct {
@@ -161,8 +169,22 @@ func (c *Client) Status() (s Status, err error) { return s, c.get("/v1/status", 
 // Flows asks for the live flows.
 func (c *Client) Flows() (f []Flow, err error) { return f, c.get("/v1/flows", &f) }
 
-func (c *Client) get(url string, v any) error {
-	resp, err := c.http.Get("http://penstock" + url)
+// Handover asks the appliance to drain, to leave XDP attached, and to end. It
+// returns at once; the answer is how long draining may take.
+func (c *Client) Handover() (time.Duration, error) {
+	var h handover
+	err := c.do(http.MethodPost, "/v1/handover", &h)
+	return time.Duration(h.Seconds * float64(time.Second)), err
+}
+
+func (c *Client) get(url string, v any) error { return c.do(http.MethodGet, url, v) }
+
+func (c *Client) do(method, url string, v any) error {
+	req, err := http.NewRequest(method, "http://penstock"+url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
 	if err != nil {
 		var op *net.OpError
 		if errors.As(err, &op) && op.Op == "dial" {

@@ -116,4 +116,7 @@ type Flow struct {
 type Source interface {
 	Status() Status
 	Flows() ([]Flow, error)
+	// Handover makes the appliance drain, leave XDP attached and end; it
+	// returns at once, with how long draining may take.
+	Handover() (time.Duration, error)
 }

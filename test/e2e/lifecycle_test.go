@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -14,7 +16,9 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 
+	"penstock/internal/control"
 	"penstock/internal/lab"
 )
 
@@ -114,6 +118,125 @@ func TestKilledClosed(t *testing.T) {
 	}
 	a.stop()
 	r.nothingAttached()
+}
+
+// TestTakeOver starts an appliance over one that runs: its program takes the old
+// one's place, what is offloaded never notices, and no connection is refused.
+func TestTakeOver(t *testing.T) {
+	const chains = `
+[[steer]]
+dst_port = [7000]
+to = "released"
+[[steer]]
+to = "kept"
+[[chain]]
+name = "released"
+[[chain]]
+name = "kept"
+offload = "never"
+`
+	for _, onExit := range []string{"open", "closed"} {
+		t.Run(onExit, func(t *testing.T) {
+			r := newRig(t, lab.InlineOptions{})
+			r.config(onExit, "", chains)
+			r.tcpServer(7000)
+			r.tcpServer(7001)
+			r.origin(80)
+			old := r.start()
+
+			var conns []net.Conn
+			for _, port := range []uint16{7000, 7001} {
+				for _, v6 := range []bool{false, true} {
+					c, err := r.Client.Dial("tcp", r.addr(v6, port))
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer c.Close()
+					if _, err := io.WriteString(c, "echo\n"); err != nil {
+						t.Fatal(err)
+					}
+					conns = append(conns, c)
+				}
+			}
+			// Each connection has a message under way at every moment.
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			group, ctx := errgroup.WithContext(ctx)
+			var echoes atomic.Int64
+			for i, c := range conns {
+				group.Go(func() error {
+					for n := 0; ctx.Err() == nil; n++ {
+						msg := fmt.Sprintf("connection %d, message %d", i, n)
+						_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+						if _, err := io.WriteString(c, msg); err != nil {
+							return fmt.Errorf("%s: %w", msg, err)
+						}
+						got := make([]byte, len(msg))
+						if _, err := io.ReadFull(c, got); err != nil || string(got) != msg {
+							return fmt.Errorf("%s: got %q, %w", msg, got, err)
+						}
+						echoes.Add(1)
+					}
+					return nil
+				})
+			}
+			group.Go(func() error { // and new ones come
+				for ctx.Err() == nil {
+					if err := r.request(false); err != nil && ctx.Err() == nil {
+						return fmt.Errorf("new connection: %w", err)
+					}
+				}
+				return nil
+			})
+			for range 3 {
+				mark := echoes.Load()
+				r.eventually("messages cross", func() error {
+					if n := echoes.Load() - mark; n < 200 {
+						return fmt.Errorf("%d did", n)
+					}
+					return nil
+				})
+				next := r.start() // or what answers is the old one still
+				select {
+				case <-old.cmd.Exited():
+				case <-time.After(20 * time.Second):
+					t.Fatal("the old appliance has not ended")
+				}
+				if err := old.cmd.Wait(); err != nil {
+					t.Errorf("the old appliance ended with %v", err)
+				}
+				r.eventually("the new appliance answers", func() error {
+					s, err := control.NewClient(r.control()).Status()
+					if err == nil && s.PID != next.cmd.Process.Pid {
+						err = fmt.Errorf("process %d does, want %d", s.PID, next.cmd.Process.Pid)
+					}
+					return err
+				})
+				if log := next.log.String(); !strings.Contains(log, "taking over") || !strings.Contains(log, "flows of the last instance are taken over") {
+					t.Errorf("the log does not tell of it:\n%s", log)
+				}
+				// By number: the connections and a message more, since a request may be under way.
+				if s := next.status(); s.Flows.Offloaded < 2 || s.Flows.Steered < 4 {
+					t.Errorf("%+v", s.Flows)
+				}
+				old = next
+			}
+			cancel()
+			if err := group.Wait(); err != nil {
+				t.Error(err)
+			}
+			if s := old.status(); s.Totals.Packets == 0 {
+				t.Error("the last one has no packet in user space")
+			}
+			old.stop()
+			if onExit == "closed" {
+				r.nothingAttached()
+				if _, err := os.Stat("/sys/fs/bpf/" + r.name); err == nil {
+					t.Error("pins are left behind")
+				}
+			}
+		})
+	}
 }
 
 // TestStopped stops the process without ending it: its sockets are still there,
@@ -377,9 +500,10 @@ func TestRefusedStarts(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "already has an AF_XDP socket") {
 		t.Errorf("second appliance on the same interfaces: %v: %q", err, out)
 	}
-	out, err = r.penstock("run", good).CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "runs already") {
-		t.Errorf("second appliance of the same name: %v: %q", err, out)
+	// Nor by a successor that could not run.
+	out, err = r.penstock("run", change(`interface = "eth2"`, "interface = \"eth2\"\nqueues = [3]")).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), `queue 3 does not exist`) {
+		t.Errorf("a successor that cannot run: %v: %q", err, out)
 	}
 	r.origin(80)
 	if err := r.request(false); err != nil {

@@ -174,6 +174,8 @@ func (s *Stack) newFlow(p *pipeline.Packet, t wire.TCP, offered synOptions, now 
 	f.client.id = nstack.TransportEndpointID{LocalAddress: sa, LocalPort: dst.Port(), RemoteAddress: ca, RemotePort: src.Port()}
 	f.server.id = nstack.TransportEndpointID{LocalAddress: ca, LocalPort: src.Port(), RemoteAddress: sa, RemotePort: dst.Port()}
 	f.client.out, f.server.out = p.In, p.Out
+	f.client.fillIP()
+	f.server.fillIP()
 	f.client.isn = t.Seq()
 	f.server.learnHops(p)
 	f.server.offered = offered

@@ -28,8 +28,7 @@ func (s *Stack) transmit(now int64) (busy bool) {
 				break
 			}
 		}
-		pkt := s.tx[s.txAt]
-		frames, done := s.emit(pkt, budget, now)
+		frames, done := s.emit(&s.tx[s.txAt], budget, now)
 		budget -= frames
 		busy = busy || done || frames > 0
 		if !done {
@@ -45,26 +44,22 @@ func (s *Stack) transmit(now int64) (busy bool) {
 
 // releaseTx is done with the packet at the head of the queue.
 func (s *Stack) releaseTx() {
-	pkt := s.tx[s.txAt]
-	s.tx[s.txAt] = nil
+	s.link.release(&s.tx[s.txAt])
 	s.txAt++
 	s.txOff = 0
-	s.link.release(pkt)
 }
 
 // emit writes one of netstack's packets into at most max frames and returns how
 // many. done says that nothing is left of it.
-func (s *Stack) emit(pkt *nstack.PacketBuffer, max int, now int64) (frames int, done bool) {
-	ip, seg := pkt.NetworkHeader().Slice(), pkt.TransportHeader().Slice()
-	if len(seg) < wire.TCPLen || len(ip) < wire.IPv4Len {
+func (s *Stack) emit(o *outgoing, max int, now int64) (frames int, done bool) {
+	if len(o.seg) < wire.TCPLen || o.leg == nil && len(o.ip) < wire.IPv4Len {
 		s.n.txOrphan.Add(1) // not TCP: netstack's own ICMP, which nobody asked for
 		return 0, true
 	}
-	t := wire.TCP(seg)
+	t, l := wire.TCP(o.seg), o.leg
 	flags := t.Flags()
-	l, _ := pkt.Owner.(*leg)
 	if l == nil {
-		l = s.lookup(ip, t)
+		l = s.lookup(o.ip, t)
 	}
 	if l == nil || l.mute || flags.Has(wire.FlagSYN|wire.FlagACK) && !l.shaking(t) {
 		s.n.txOrphan.Add(1)
@@ -77,25 +72,24 @@ func (s *Stack) emit(pkt *nstack.PacketBuffer, max int, now int64) (frames int, 
 	if flags&wire.FlagRST != 0 {
 		l.lastSYN = 0
 	}
-	size := pkt.Data().Size()
-	if size == 0 && flags == wire.FlagACK && s.hold(l, pkt, t) {
+	if o.len == 0 && flags == wire.FlagACK && s.hold(l, o, t) {
 		return 0, true
 	}
-	if l.held != nil && !s.settle(l, t, flags, now) {
+	if l.held.pkt != nil && !s.settle(l, t, flags) {
 		return 0, false
 	}
-	step := size
-	if mss := int(pkt.GSOOptions.MSS); pkt.GSOOptions.Type != nstack.GSONone && mss > 0 {
-		step = min(size, mss)
+	step := o.len
+	if mss := int(o.pkt.GSOOptions.MSS); o.pkt.GSOOptions.Type != nstack.GSONone && mss > 0 {
+		step = min(o.len, mss)
 	}
 	for frames < max {
-		n := min(size-s.txOff, step)
-		if !s.frame(l, pkt, ip, t, s.txOff, n, s.txOff+n == size) {
+		n := min(o.len-s.txOff, step)
+		if !s.frame(l, o.pkt, t, s.txOff, n, s.txOff+n == o.len) {
 			return frames, false
 		}
 		frames++
 		s.txOff += n
-		if s.txOff == size {
+		if s.txOff == o.len {
 			return frames, true
 		}
 	}
@@ -143,59 +137,64 @@ func (l *leg) spaced(now int64) bool {
 
 // hold keeps a pure ACK back until the end of the turn. Only one that
 // acknowledges more than the last one did: repeated ACKs are signals.
-func (s *Stack) hold(l *leg, pkt *nstack.PacketBuffer, t wire.TCP) bool {
-	if l.held != nil {
-		if int32(t.Ack()-wire.TCP(l.held.TransportHeader().Slice()).Ack()) <= 0 || len(t.Options()) > 12 {
+func (s *Stack) hold(l *leg, o *outgoing, t wire.TCP) bool {
+	if len(t.Options()) > 12 {
+		return false // SACK blocks
+	}
+	if l.held.pkt != nil {
+		if int32(t.Ack()-wire.TCP(l.held.seg).Ack()) <= 0 {
 			return false
 		}
-		l.held.DecRef()
-		l.held = pkt.IncRef()
+		l.held.pkt.DecRef()
 		s.n.acksMerged.Add(1)
-		return true
+	} else {
+		if !l.firstSent || int32(t.Ack()-l.ackSent) <= 0 {
+			return false // not new
+		}
+		s.held = append(s.held, l)
 	}
-	if !l.firstSent || int32(t.Ack()-l.ackSent) <= 0 || len(t.Options()) > 12 {
-		return false // SACK blocks, or not new
-	}
-	l.held = pkt.IncRef()
-	s.held = append(s.held, l)
+	l.held = *o
+	l.held.pkt.IncRef()
 	return true
 }
 
 // settle gets the ACK that a leg holds out of the way of a segment after it:
 // carried by it, or sent before it. False: no frame was free.
-func (s *Stack) settle(l *leg, t wire.TCP, flags wire.TCPFlags, now int64) bool {
-	held := wire.TCP(l.held.TransportHeader().Slice())
-	if flags&wire.FlagACK == 0 || int32(t.Ack()-held.Ack()) < 0 {
-		if !s.sendHeld(l) {
-			return false
-		}
-	} else {
-		s.n.acksMerged.Add(1)
+func (s *Stack) settle(l *leg, t wire.TCP, flags wire.TCPFlags) bool {
+	if flags&wire.FlagACK == 0 || int32(t.Ack()-wire.TCP(l.held.seg).Ack()) < 0 {
+		return s.sendHeld(l)
 	}
-	l.held.DecRef()
-	l.held = nil
+	s.n.acksMerged.Add(1)
+	l.dropHeld()
 	return true
 }
 
+// sendHeld sends the ACK that a leg holds. False: no frame was free.
 func (s *Stack) sendHeld(l *leg) bool {
-	pkt := l.held
-	return l.mute || s.frame(l, pkt, pkt.NetworkHeader().Slice(), wire.TCP(pkt.TransportHeader().Slice()), 0, 0, true)
+	if !l.mute && !s.frame(l, l.held.pkt, l.held.seg, 0, 0, true) {
+		return false
+	}
+	l.dropHeld()
+	return true
+}
+
+func (l *leg) dropHeld() {
+	l.held.pkt.DecRef()
+	l.held = outgoing{}
 }
 
 // emitHeld sends the ACKs that nothing has carried.
 func (s *Stack) emitHeld(int64) (busy bool) {
 	keep := s.held[:0]
 	for _, l := range s.held {
-		if l.held == nil {
+		if l.held.pkt == nil {
 			continue
 		}
-		if !s.sendHeld(l) {
+		if s.sendHeld(l) {
+			busy = true
+		} else {
 			keep = append(keep, l)
-			continue
 		}
-		l.held.DecRef()
-		l.held = nil
-		busy = true
 	}
 	clear(s.held[len(keep):])
 	s.held = keep
@@ -203,26 +202,26 @@ func (s *Stack) emitHeld(int64) (busy bool) {
 }
 
 // frame writes one segment into a frame and emits it: n payload bytes of pkt
-// from off on. False: no frame was free.
-func (s *Stack) frame(l *leg, pkt *nstack.PacketBuffer, ip []byte, t wire.TCP, off, n int, last bool) bool {
+// from off on, behind the header t. False: no frame was free.
+func (s *Stack) frame(l *leg, pkt *nstack.PacketBuffer, t wire.TCP, off, n int, last bool) bool {
 	p := s.env.Emitter.Alloc()
 	if p == nil {
 		return false
 	}
-	l2 := int(l.l2len)
-	head := l2 + len(ip) + len(t)
+	l2, l3 := int(l.l2len), int(l.l3len)
+	head := l2 + l3 + len(t)
 	if !p.SetView(p.Offset(), head+n) {
 		s.env.Emitter.Release(p) // netstack keeps to the MTU, and frames hold that
 		return true
 	}
 	b := p.Bytes()
 	copy(b, l.l2[:l2])
-	copy(b[l2:], ip)
-	copy(b[l2+len(ip):], t)
+	copy(b[l2:], l.l3[:l3])
+	copy(b[l2+l3:], t)
 	if n > 0 {
 		copyPayload(b[head:], pkt, off)
 	}
-	seg := wire.TCP(b[l2+len(ip):])
+	seg := wire.TCP(b[l2+l3:])
 	flags := seg.Flags()
 	if off > 0 {
 		seg.SetSeq(t.Seq() + uint32(off))
@@ -307,36 +306,16 @@ func (s *Stack) sendBare(l *leg, seq, ack uint32, flags wire.TCPFlags) {
 		s.n.txDropped.Add(1)
 		return
 	}
-	f := &l.f.conn.Flow
-	from, to := &f.Src, &f.Dst
-	if !l.toServer {
-		from, to = to, from
-	}
-	l2, l3 := int(l.l2len), wire.IPv4Len
-	if f.V6 {
-		l3 = wire.IPv6Len
-	}
+	l2, l3 := int(l.l2len), int(l.l3len)
 	if !p.SetView(p.Offset(), l2+l3+wire.TCPLen) {
 		s.env.Emitter.Release(p)
 		return
 	}
 	b := p.Bytes()
-	clear(b)
 	copy(b, l.l2[:l2])
 	ip := b[l2:]
-	if f.V6 {
-		h := wire.IPv6(ip)
-		h.SetNextHeader(wire.ProtoTCP)
-		h[0] = 6 << 4
-		h.SetSrc(*from)
-		h.SetDst(*to)
-	} else {
-		h := wire.IPv4(ip)
-		h[0], h[9] = 4<<4|wire.IPv4Len/4, wire.ProtoTCP
-		h[6] = 0x40 // don't fragment, as Linux has it in a reset
-		h.SetSrc([4]byte(from[12:]))
-		h.SetDst([4]byte(to[12:]))
-	}
+	copy(ip, l.l3[:l3])
+	clear(ip[l3:])
 	seg := wire.TCP(ip[l3:])
 	seg.SetSrcPort(l.id.LocalPort)
 	seg.SetDstPort(l.id.RemotePort)

@@ -84,8 +84,10 @@ type leg struct {
 	out       pipeline.PortID // where its end is
 	l2        [wire.EthernetLen + wire.MaxVLANs*wire.VLANTagLen]byte
 	l2len     uint8
-	ttl       uint8 // as the other end's SYN or SYN-ACK arrived with
-	dscp      uint8 // of the other end's last packet, in its place in the octet; ECN bits 0
+	l3len     uint8
+	l3        [wire.IPv6Len]byte // IP header: addresses, and what is always the same
+	ttl       uint8              // as the other end's SYN or SYN-ACK arrived with
+	dscp      uint8              // of the other end's last packet, in its place in the octet; ECN bits 0
 	label     uint32
 	offered   synOptions // by the other end: what a SYN toward this one may hold
 	mute      bool       // nothing goes out any more
@@ -107,7 +109,7 @@ type leg struct {
 	gro      *nstack.PacketBuffer // segments to be given to netstack together
 	groNext  uint32               // sequence number that would continue them
 	groBytes int
-	held     *nstack.PacketBuffer // a pure ACK that a later segment may replace
+	held     outgoing // a pure ACK that a later segment may replace; held.pkt nil: none
 }
 
 // KUID and KGID make a leg the owner of the packets that its endpoint sends,

@@ -2,6 +2,7 @@ package stack
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -19,17 +20,26 @@ const (
 )
 
 // link is netstack's network interface: what netstack sends is queued, what it
-// is to receive comes by way of dispatcher. WritePackets is called by many
-// goroutines at once, take only by the worker's.
+// is to receive comes by way of dispatcher. Many goroutines send at once, only
+// the worker's takes.
 type link struct {
 	mtu        uint32
 	wake       func()
 	dropped    *pipeline.Counter
 	dispatcher nstack.NetworkDispatcher
+	bytes      atomic.Int64 // taken packets count until they are released
 
 	mu    sync.Mutex
-	queue []*nstack.PacketBuffer // guarded by mu; holds a reference to each
-	bytes int                    // guarded by mu; taken packets count until they are released
+	queue []outgoing // guarded by mu; holds a reference to each packet
+}
+
+// outgoing is a packet that netstack has sent.
+type outgoing struct {
+	pkt *nstack.PacketBuffer
+	leg *leg   // whose endpoint has sent it; nil: none, as SYN-ACKs and resets
+	ip  []byte // network header; nil if leg is set
+	seg []byte // transport header
+	len int    // payload bytes
 }
 
 var (
@@ -40,29 +50,36 @@ var (
 // WritePackets implements stack.LinkWriter. It keeps a reference to each
 // packet that it takes.
 func (l *link) WritePackets(pkts nstack.PacketBufferList) (int, tcpip.Error) {
-	n := 0
-	l.mu.Lock()
-	for _, pkt := range pkts.AsSlice() {
-		if l.bytes >= txQueueBytes {
-			break
+	for i, pkt := range pkts.AsSlice() {
+		owner, _ := pkt.Owner.(*leg)
+		if !l.send(outgoing{pkt: pkt, leg: owner, ip: pkt.NetworkHeader().Slice()}) {
+			return i, &tcpip.ErrNoBufferSpace{}
 		}
-		l.bytes += pkt.Size()
-		l.queue = append(l.queue, pkt.IncRef())
-		n++
 	}
-	l.mu.Unlock()
-	if n > 0 {
-		l.wake()
-	}
-	if lost := pkts.Len() - n; lost > 0 {
-		l.dropped.Add(uint64(lost))
-		return n, &tcpip.ErrNoBufferSpace{}
-	}
-	return n, nil
+	return pkts.Len(), nil
 }
 
+// send queues a packet, unless too much waits already.
+func (l *link) send(o outgoing) bool {
+	if l.bytes.Load() >= txQueueBytes {
+		l.dropped.Add(1)
+		return false
+	}
+	o.seg, o.len = o.pkt.TransportHeader().Slice(), o.pkt.Data().Size()
+	o.pkt.IncRef()
+	l.bytes.Add(o.size())
+	l.mu.Lock()
+	l.queue = append(l.queue, o)
+	l.mu.Unlock()
+	l.wake()
+	return true
+}
+
+// size is what a packet counts in the queue.
+func (o *outgoing) size() int64 { return int64(len(o.seg) + o.len) }
+
 // take exchanges the queue for spare, which must be empty.
-func (l *link) take(spare []*nstack.PacketBuffer) []*nstack.PacketBuffer {
+func (l *link) take(spare []outgoing) []outgoing {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	q := l.queue
@@ -78,12 +95,10 @@ func (l *link) waiting() bool {
 }
 
 // release drops the reference to a packet that was taken.
-func (l *link) release(pkt *nstack.PacketBuffer) {
-	n := pkt.Size()
-	pkt.DecRef()
-	l.mu.Lock()
-	l.bytes -= n
-	l.mu.Unlock()
+func (l *link) release(o *outgoing) {
+	l.bytes.Add(-o.size())
+	o.pkt.DecRef()
+	*o = outgoing{}
 }
 
 // MTU implements stack.LinkEndpoint.

@@ -51,7 +51,7 @@ type Stack struct {
 	resetting []*flow                  // those whose end waits for data to leave
 	denials   map[pipeline.Reason]*pipeline.Counter
 
-	tx     []*nstack.PacketBuffer // taken from link, from txAt on still to be sent
+	tx     []outgoing // taken from link, from txAt on still to be sent
 	txAt   int
 	txOff  int // payload bytes of tx[txAt] that are out already
 	held   []*leg
@@ -105,7 +105,7 @@ func New(env *pipeline.Env, o Options) (*Stack, error) {
 	s.clock = newClock(env.Now)
 	s.net = nstack.New(nstack.Options{
 		Clock:              s.clock,
-		NetworkProtocols:   []nstack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
+		NetworkProtocols:   []nstack.NetworkProtocolFactory{bypassIP(ipv4.NewProtocol, s.link), bypassIP(ipv6.NewProtocol, s.link)},
 		TransportProtocols: []nstack.TransportProtocolFactory{tcp.NewProtocol},
 		// HandleLocal stays off: the addresses of live connections count as
 		// local, and a dial to one of them would never leave the stack.
@@ -360,8 +360,8 @@ func (s *Stack) Close() error {
 		s.releaseTx()
 	}
 	s.net.Destroy()
-	for _, pkt := range s.link.take(nil) {
-		s.link.release(pkt)
+	for _, o := range s.link.take(nil) {
+		s.link.release(&o)
 	}
 	s.Tick(now)
 	return err

@@ -18,7 +18,8 @@ type counters struct {
 	bytesUp, bytesDown                                   *pipeline.Counter
 	icmpTranslated, icmpMTU, icmpIgnored, fragments      *pipeline.Counter
 	txDropped, txNoFrame, txOrphan, acksMerged, rxMerged *pipeline.Counter
-	synRepeats                                           *pipeline.Counter
+	synRepeats, acksDelayed                              *pipeline.Counter
+	retransmits, timeouts, recoveries, txQueued          *pipeline.Counter
 }
 
 func newCounters(set *pipeline.CounterSet) counters {
@@ -69,10 +70,15 @@ func newCounters(set *pipeline.CounterSet) counters {
 		icmpMTU:        c("icmp_mtu", "ICMP errors that lowered the segment size of a connection"),
 		icmpIgnored:    c("icmp_ignored", "ICMP errors about connections, taken and without effect"),
 		fragments:      c("fragments", "IP fragments given to netstack"),
+		retransmits:    c("retransmits", "segments that netstack has sent again, to either end"),
+		timeouts:       c("retransmit_timeouts", "times that it had to wait for a timer to do so"),
+		recoveries:     c("fast_recoveries", "times that it did so because an end reported a gap"),
+		txQueued:       c("tx_queue_bytes", "bytes that netstack has sent and that wait for a frame now"),
 		txDropped:      c("tx_queue_dropped", "packets that netstack sent and the transmit queue had no room for"),
 		txNoFrame:      c("tx_no_frame", "turns that ended with packets waiting because no frame was free"),
 		txOrphan:       c("tx_orphan", "packets that netstack sent for no connection that is known"),
 		acksMerged:     c("acks_merged", "pure acknowledgments left out because a later segment carried them"),
+		acksDelayed:    c("acks_delayed", "pure acknowledgments sent after `ack_delay`, because nothing had carried them"),
 		rxMerged:       c("rx_merged", "segments that were given to netstack together with the one before"),
 		synRepeats:     c("syn_repeats_swallowed", "SYNs repeated within 200 ms and not sent"),
 	}

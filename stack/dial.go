@@ -263,6 +263,9 @@ func (s *Stack) whileDialing(p *pipeline.Packet, t wire.TCP, f *flow, fromClient
 		f.syn.accepted = parseSYN(t)
 		f.server.isn = t.Seq()
 		f.client.offered = f.syn.accepted
+		if !f.syn.accepted.scale {
+			f.server.scale = 0
+		}
 	}
 	return true
 }

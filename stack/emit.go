@@ -135,72 +135,6 @@ func (l *leg) spaced(now int64) bool {
 	return true
 }
 
-// hold keeps a pure ACK back until the end of the turn. Only one that
-// acknowledges more than the last one did: repeated ACKs are signals.
-func (s *Stack) hold(l *leg, o *outgoing, t wire.TCP) bool {
-	if len(t.Options()) > 12 {
-		return false // SACK blocks
-	}
-	if l.held.pkt != nil {
-		if int32(t.Ack()-wire.TCP(l.held.seg).Ack()) <= 0 {
-			return false
-		}
-		l.held.pkt.DecRef()
-		s.n.acksMerged.Add(1)
-	} else {
-		if !l.firstSent || int32(t.Ack()-l.ackSent) <= 0 {
-			return false // not new
-		}
-		s.held = append(s.held, l)
-	}
-	l.held = *o
-	l.held.pkt.IncRef()
-	return true
-}
-
-// settle gets the ACK that a leg holds out of the way of a segment after it:
-// carried by it, or sent before it. False: no frame was free.
-func (s *Stack) settle(l *leg, t wire.TCP, flags wire.TCPFlags) bool {
-	if flags&wire.FlagACK == 0 || int32(t.Ack()-wire.TCP(l.held.seg).Ack()) < 0 {
-		return s.sendHeld(l)
-	}
-	s.n.acksMerged.Add(1)
-	l.dropHeld()
-	return true
-}
-
-// sendHeld sends the ACK that a leg holds. False: no frame was free.
-func (s *Stack) sendHeld(l *leg) bool {
-	if !l.mute && !s.frame(l, l.held.pkt, l.held.seg, 0, 0, true) {
-		return false
-	}
-	l.dropHeld()
-	return true
-}
-
-func (l *leg) dropHeld() {
-	l.held.pkt.DecRef()
-	l.held = outgoing{}
-}
-
-// emitHeld sends the ACKs that nothing has carried.
-func (s *Stack) emitHeld(int64) (busy bool) {
-	keep := s.held[:0]
-	for _, l := range s.held {
-		if l.held.pkt == nil {
-			continue
-		}
-		if s.sendHeld(l) {
-			busy = true
-		} else {
-			keep = append(keep, l)
-		}
-	}
-	clear(s.held[len(keep):])
-	s.held = keep
-	return busy
-}
-
 // frame writes one segment into a frame and emits it: n payload bytes of pkt
 // from off on, behind the header t. False: no frame was free.
 func (s *Stack) frame(l *leg, pkt *nstack.PacketBuffer, t wire.TCP, off, n int, last bool) bool {
@@ -231,7 +165,7 @@ func (s *Stack) frame(l *leg, pkt *nstack.PacketBuffer, t wire.TCP, off, n int, 
 		seg.SetFlags(flags)
 	}
 	if flags&wire.FlagSYN != 0 {
-		mirror(seg, l.offered)
+		l.scale = mirror(seg, l.offered)
 		if !l.firstSent { // else a repetition, which may come after the answer
 			l.iss, l.firstSent = seg.Seq(), true
 			l.sndMax, l.acked = l.iss+1, l.iss

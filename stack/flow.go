@@ -90,6 +90,7 @@ type leg struct {
 	dscp      uint8              // of the other end's last packet, in its place in the octet; ECN bits 0
 	label     uint32
 	offered   synOptions // by the other end: what a SYN toward this one may hold
+	scale     uint8      // of the windows in what goes out (RFC 7323)
 	mute      bool       // nothing goes out any more
 	lastSYN   int64      // when our last SYN went out; 0: none, or a reset since
 	gotFIN    bool       // its end has finished, and the relay has read everything
@@ -110,6 +111,7 @@ type leg struct {
 	groNext  uint32               // sequence number that would continue them
 	groBytes int
 	held     outgoing // a pure ACK that a later segment may replace; held.pkt nil: none
+	heldTill int64    // until when it may wait; 0: for the end of the turn
 }
 
 // KUID and KGID make a leg the owner of the packets that its endpoint sends,

@@ -650,6 +650,7 @@ func testLoss(t *testing.T, rack bool) {
 	}
 	c.Close()
 	<-served
+	eventually(t, "retransmits are counted", func() bool { return b.count("retransmits") > 0 })
 }
 
 // TestBackPressure: a server that reads nothing stops the client, not the

@@ -43,8 +43,8 @@ func parseSYN(t wire.TCP) (o synOptions) {
 // offered, and no larger segment size than it did: the rest becomes NOPs, so
 // that no length changes. Whatever netstack does not speak (Multipath TCP, Fast
 // Open) goes too, and the ends fall back to plain TCP. The checksum is left
-// alone.
-func mirror(t wire.TCP, offered synOptions) {
+// alone. It returns the window scale that is left.
+func mirror(t wire.TCP, offered synOptions) (scale uint8) {
 	opts := t.Options()
 	it := wire.IterTCPOptions(opts)
 	for it.Next() {
@@ -58,8 +58,10 @@ func mirror(t wire.TCP, offered synOptions) {
 				}
 			}
 		case wire.OptWindowScale:
-			_, ok := it.WindowScale()
-			keep = ok && offered.scale
+			v, ok := it.WindowScale()
+			if keep = ok && offered.scale; keep {
+				scale = min(v, 14)
+			}
 		case wire.OptSACKPermitted:
 			keep = len(it.Value) == 0 && offered.sack
 		case wire.OptTimestamps:
@@ -70,6 +72,7 @@ func mirror(t wire.TCP, offered synOptions) {
 			nop(opts[it.Offset : it.Offset+2+len(it.Value)])
 		}
 	}
+	return scale
 }
 
 func nop(b []byte) {

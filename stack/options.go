@@ -33,6 +33,8 @@ type Options struct {
 	TimeWait          time.Duration // how long a closed connection is remembered
 	KeepAlive         time.Duration // idle time after which both ends are probed; 0: never
 
+	AckDelay time.Duration // how long an ACK of little waits for data to carry it; 0: not at all
+
 	SendBuffer, SendBufferMax       int  // bytes of one leg: at the start, and grown to at most
 	ReceiveBuffer, ReceiveBufferMax int  // half of it is advertised as window
 	HoldBytes                       int  // bytes of one direction that stream stages may hold back
@@ -51,6 +53,7 @@ func DefaultOptions() Options {
 		HalfClosedTimeout: 5 * time.Minute,
 		CloseTimeout:      30 * time.Second,
 		TimeWait:          500 * time.Millisecond,
+		AckDelay:          10 * time.Millisecond,
 		SendBuffer:        256 << 10,
 		SendBufferMax:     4 << 20,
 		ReceiveBuffer:     512 << 10,

@@ -221,6 +221,7 @@ func (s *Stack) checkEnd(f *flow, now int64) {
 func (s *Stack) beginClosing(f *flow, now int64) {
 	s.endStreams(f, now)
 	for _, l := range [...]*leg{&f.client, &f.server} {
+		s.urge(l)
 		if l.ep != nil {
 			l.closed = true
 			l.ep.Close()

@@ -31,6 +31,7 @@ type Stack struct {
 
 	net      *nstack.Stack
 	proto    segmentQueuer
+	stats    tcpip.Stats
 	forward  *tcp.Forwarder
 	link     *link
 	clock    *clock
@@ -51,15 +52,21 @@ type Stack struct {
 	resetting []*flow                  // those whose end waits for data to leave
 	denials   map[pipeline.Reason]*pipeline.Counter
 
-	tx     []outgoing // taken from link, from txAt on still to be sent
-	txAt   int
-	txOff  int // payload bytes of tx[txAt] that are out already
-	held   []*leg
-	gro    []*leg
-	work   []*flow // taken from ready, from workAt on still to be serviced
-	workAt int
-	done   []accepted // taken from accepted, likewise
-	doneAt int
+	tx    []outgoing // taken from link, from txAt on still to be sent
+	txAt  int
+	txOff int    // payload bytes of tx[txAt] that are out already
+	held  []*leg // those that hold an ACK until the end of the turn
+	// ACKs that wait for longer, from delayedAt on, soonest first. The timer
+	// wakes the worker for the first of them.
+	delayed   []delayed
+	delayedAt int
+	ackTimer  tcpip.Timer
+	ackWake   atomic.Bool // the timer runs
+	gro       []*leg
+	work      []*flow // taken from ready, from workAt on still to be serviced
+	workAt    int
+	done      []accepted // taken from accepted, likewise
+	doneAt    int
 	// current is the flow that is being serviced. If it is set when a Poll
 	// begins, a stream stage panicked in the last one.
 	current *flow
@@ -103,6 +110,8 @@ func New(env *pipeline.Env, o Options) (*Stack, error) {
 	logTo(env.Log)
 	s.link = &link{mtu: uint32(mtu), wake: s.wake, dropped: s.n.txDropped}
 	s.clock = newClock(env.Now)
+	s.ackTimer = s.clock.AfterFunc(time.Hour, func() { s.ackWake.Store(false); s.wake() })
+	s.ackTimer.Stop()
 	s.net = nstack.New(nstack.Options{
 		Clock:              s.clock,
 		NetworkProtocols:   []nstack.NetworkProtocolFactory{bypassIP(ipv4.NewProtocol, s.link), bypassIP(ipv6.NewProtocol, s.link)},
@@ -110,6 +119,7 @@ func New(env *pipeline.Env, o Options) (*Stack, error) {
 		// HandleLocal stays off: the addresses of live connections count as
 		// local, and a dial to one of them would never leave the stack.
 	})
+	s.stats = s.net.Stats()
 	if err := s.configure(); err != nil {
 		s.net.Destroy()
 		return nil, err
@@ -312,6 +322,11 @@ func (s *Stack) Tick(now int64) {
 	s.n.active.Set(uint64(s.active))
 	s.n.pending.Set(uint64(s.pending))
 	s.n.lingering.Set(uint64(len(s.lingering) - s.lingerAt))
+	n := &s.stats.TCP
+	s.n.retransmits.Set(n.Retransmits.Value())
+	s.n.timeouts.Set(n.Timeouts.Value())
+	s.n.recoveries.Set(n.FastRecovery.Value() + n.SACKRecovery.Value())
+	s.n.txQueued.Set(uint64(s.link.bytes.Load()))
 }
 
 // Drain makes the stack refuse new connections, which are bypassed, and
@@ -353,6 +368,7 @@ func (s *Stack) Close() error {
 	for _, p := range s.flows.All() {
 		s.kill(*p, now)
 	}
+	s.ackTimer.Stop()
 	err := s.stopHandshakes()
 	s.shakers.stop()
 	s.transmit(now)

@@ -126,6 +126,7 @@ func (s *Stack) shut(f *flow) (streams []openStream) {
 		s.dropStore(&f.dir[d])
 	}
 	for _, l := range [...]*leg{&f.client, &f.server} {
+		s.urge(l)
 		switch {
 		case l.state() == tcp.StateTimeWait: // goes on while the flow is remembered
 		case l.closed && l.over():

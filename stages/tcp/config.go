@@ -24,6 +24,7 @@ type Config struct {
 	CloseTimeout      units.Duration `toml:"close_timeout"`
 	TimeWait          units.Duration `toml:"time_wait"`
 	KeepAlive         units.Duration `toml:"keep_alive"` // 0: off
+	AckDelay          units.Duration `toml:"ack_delay"`  // 0: none
 
 	SendBuffer       units.Size `toml:"send_buffer"`
 	SendBufferMax    units.Size `toml:"send_buffer_max"`
@@ -43,6 +44,7 @@ func Default() Config {
 		DialTimeout: units.Duration(o.DialTimeout), HandshakeTimeout: units.Duration(o.HandshakeTimeout),
 		IdleTimeout: units.Duration(o.IdleTimeout), HalfClosedTimeout: units.Duration(o.HalfClosedTimeout),
 		CloseTimeout: units.Duration(o.CloseTimeout), TimeWait: units.Duration(o.TimeWait),
+		AckDelay:   units.Duration(o.AckDelay),
 		SendBuffer: units.Size(o.SendBuffer), SendBufferMax: units.Size(o.SendBufferMax),
 		ReceiveBuffer: units.Size(o.ReceiveBuffer), ReceiveBufferMax: units.Size(o.ReceiveBufferMax),
 		HoldBytes: units.Size(o.HoldBytes), LossDetection: "rack",
@@ -58,6 +60,8 @@ const (
 	minHold    = 1 << 10
 	maxHold    = 16 << 20
 	maxWait    = units.Duration(4 * time.Minute)
+	// RFC 1122, section 4.2.3.2.
+	maxAckDelay = units.Duration(500 * time.Millisecond)
 )
 
 // Validate adds every problem of c.
@@ -83,6 +87,7 @@ func Validate(c *Config, issues *pipeline.Issues) {
 	positive(issues, "handshake_timeout", c.HandshakeTimeout)
 	positive(issues, "close_timeout", c.CloseTimeout)
 	within(issues, "time_wait", c.TimeWait, 0, maxWait)
+	within(issues, "ack_delay", c.AckDelay, 0, maxAckDelay)
 }
 
 func oneOf(issues *pipeline.Issues, key, got, a, b string) {

@@ -91,7 +91,7 @@ func (c *Config) options() stack.Options {
 		DialTimeout: time.Duration(c.DialTimeout), HandshakeTimeout: time.Duration(c.HandshakeTimeout),
 		IdleTimeout: time.Duration(c.IdleTimeout), HalfClosedTimeout: time.Duration(c.HalfClosedTimeout),
 		CloseTimeout: time.Duration(c.CloseTimeout), TimeWait: time.Duration(c.TimeWait),
-		KeepAlive:  time.Duration(c.KeepAlive),
+		KeepAlive: time.Duration(c.KeepAlive), AckDelay: time.Duration(c.AckDelay),
 		SendBuffer: int(c.SendBuffer), SendBufferMax: int(c.SendBufferMax),
 		ReceiveBuffer: int(c.ReceiveBuffer), ReceiveBufferMax: int(c.ReceiveBufferMax),
 		HoldBytes: int(c.HoldBytes), RACK: c.LossDetection == "rack",

@@ -50,7 +50,7 @@ func TestDefaultIsValid(t *testing.T) {
 		t.Errorf("got %v", issues.List)
 	}
 	if o, want := c.options(), stack.DefaultOptions(); o.Streams != nil || o.HoldBytes != want.HoldBytes || o.MaxFlows != want.MaxFlows ||
-		o.DialTimeout != want.DialTimeout || o.RACK != want.RACK || o.OnLimit != want.OnLimit || o.TimeWait != want.TimeWait {
+		o.DialTimeout != want.DialTimeout || o.RACK != want.RACK || o.OnLimit != want.OnLimit || o.TimeWait != want.TimeWait || o.AckDelay != want.AckDelay {
 		t.Errorf("got %+v, want %+v", o, want)
 	}
 }
@@ -78,6 +78,7 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.HandshakeTimeout = 0 }, "handshake_timeout", "handshake_timeout must be above 0, got 0s"},
 		{func(c *Config) { c.CloseTimeout = 0 }, "close_timeout", "close_timeout must be above 0, got 0s"},
 		{func(c *Config) { c.TimeWait = units.Duration(time.Hour) }, "time_wait", "time_wait must be from 0s to 4m0s, got 1h0m0s"},
+		{func(c *Config) { c.AckDelay = units.Duration(time.Second) }, "ack_delay", "ack_delay must be from 0s to 500ms, got 1s"},
 		{func(c *Config) { c.IdleTimeout, c.HalfClosedTimeout, c.KeepAlive = 0, 0, 0 }, "", ""},
 	} {
 		c := Default()

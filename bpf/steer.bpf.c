@@ -11,40 +11,75 @@
 #include "include/exit.h"
 #include "include/listener.h"
 #include "include/flow.h"
+#include "include/route.h"
 #include "include/rules.h"
 
-/* Metadata of exactly eight bytes, whatever a driver left there before, so that they end where the frame begins. */
-static __always_inline bool put_metadata(struct xdp_md *ctx, __u16 chain, __u32 hash)
+/* Metadata of exactly eight bytes, sixteen in router mode, whatever a driver left there before, so that they end where the frame
+ * begins. */
+static __always_inline bool put_metadata(struct xdp_md *ctx, __u16 chain, __u32 hash, const struct route *r)
 {
-	struct steer_meta *m;
+	long size = sizeof(struct steer_meta) + (default_action == DEFAULT_ROUTE ? sizeof(struct route_meta) : 0);
 	long there = (void *)(long)ctx->data - (void *)(long)ctx->data_meta;
+	struct steer_meta *m;
 
-	if (bpf_xdp_adjust_meta(ctx, there - (long)sizeof(*m)))
+	if (bpf_xdp_adjust_meta(ctx, there - size))
 		return false;
-	m = (void *)(long)ctx->data_meta;
-	if ((void *)(m + 1) > (void *)(long)ctx->data)
-		return false;
+	if (default_action == DEFAULT_ROUTE) {
+		struct route_meta *way = (void *)(long)ctx->data_meta;
+
+		m = (void *)(way + 1);
+		if ((void *)(m + 1) > (void *)(long)ctx->data)
+			return false;
+		way->magic = ROUTE_MAGIC;
+		way->state = r->state;
+		way->port = r->port;
+		way->mtu = r->fib.mtu_result;
+		way->pad = 0;
+	} else {
+		m = (void *)(long)ctx->data_meta;
+		if ((void *)(m + 1) > (void *)(long)ctx->data)
+			return false;
+	}
 	m->magic = META_MAGIC;
 	m->chain = chain;
 	m->hash = hash;
 	return true;
 }
 
-/* The socket is looked up first: bpf_redirect_map can fall back to an action, but not to the peer port. */
-static __always_inline int deliver(struct xdp_md *ctx, __u16 chain, __u32 hash, __u64 now, enum reason reason)
+/* To the socket, which is there: bpf_redirect_map can fall back to an action, but not to the peer port. */
+static __always_inline int deliver_routed(struct xdp_md *ctx, __u16 chain, __u32 hash, enum reason reason, const struct route *r)
 {
-	enum listener l = find_listener(ctx, now);
+	bool has_metadata = put_metadata(ctx, chain, hash, r);
 
-	if (l != LISTENER_THERE)
-		return steer_unheard(ctx, l);
-	if (!put_metadata(ctx, chain, hash))
+	if (default_action == DEFAULT_ROUTE) {
+		/* User space could not tell a routed packet from another one. */
+		if (!has_metadata)
+			return steer_exit(ctx, VERDICT_DROP, REASON_NO_METADATA);
+		if (r->state == ROUTE_DONE)
+			route_apply(ctx, r);
+		else
+			reason = r->reason;
+	} else if (!has_metadata) {
 		reason = REASON_NO_METADATA;
+	}
 	if (bpf_redirect_map(&sockets, socket_index(ctx), XDP_DROP) != XDP_REDIRECT)
 		return steer_unheard(ctx, LISTENER_ABSENT);
 	return steer_exit(ctx, VERDICT_SOCKET, reason);
 }
 
-static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, __u64 now)
+static __always_inline int deliver(struct xdp_md *ctx, __u16 chain, __u32 hash, __u64 now, enum reason reason, struct route *r,
+				   bool note)
+{
+	enum listener l = find_listener(ctx, now);
+
+	if (l != LISTENER_THERE)
+		return steer_unheard(ctx, l);
+	if (default_action == DEFAULT_ROUTE && route_ask(ctx, r, note) == ROUTE_PASS)
+		return steer_exit(ctx, VERDICT_PASS, r->reason);
+	return deliver_routed(ctx, chain, hash, reason, r);
+}
+
+static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, struct route *r, __u64 now)
 {
 	__u32 hash = flow_hash(&p->key);
 	enum listener listener;
@@ -77,40 +112,52 @@ static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, 
 	if (listener != LISTENER_THERE)
 		return steer_unheard(ctx, listener);
 	chain = rule;
+	if (default_action == DEFAULT_ROUTE) {
+		switch (route_ask(ctx, r, true)) {
+		case ROUTE_PASS:
+			return steer_exit(ctx, VERDICT_PASS, r->reason);
+		case ROUTE_WAIT: /* it comes again, when the way is known */
+			return deliver_routed(ctx, chain, hash, REASON_FLOW_NEW, r);
+		}
+	}
 	if (!flow_install(p, &chain, hash, frame_len(ctx), now)) {
 		fragment_note(p, ACTION_BYPASS, 0, 0);
 		return steer_default(ctx, REASON_FLOW_TABLE_FULL);
 	}
 	fragment_note(p, ACTION_CHAIN, chain, hash);
-	return deliver(ctx, chain, hash, now, REASON_FLOW_NEW);
+	return deliver_routed(ctx, chain, hash, REASON_FLOW_NEW, r);
 }
 
-static __always_inline int offloaded(struct xdp_md *ctx, struct packet *p, __u8 action)
+static __always_inline int offloaded(struct xdp_md *ctx, struct packet *p, __u8 action, struct route *r, bool note)
 {
 	fragment_note(p, action, 0, 0);
 	if (action == ACTION_DROP)
 		return steer_exit(ctx, VERDICT_DROP, REASON_FLOW_OFFLOADED);
+	if (default_action == DEFAULT_ROUTE)
+		return route_out(ctx, r, REASON_FLOW_OFFLOADED, note);
 	return steer_default(ctx, REASON_FLOW_OFFLOADED);
 }
 
-static __always_inline int steer_flow(struct xdp_md *ctx, struct packet *p)
+static __always_inline int steer_flow(struct xdp_md *ctx, struct packet *p, struct route *r)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, &p->key);
 	__u64 now = bpf_ktime_get_coarse_ns();
+	bool note;
 
 	if (!f)
-		return steer_new_flow(ctx, p, now);
+		return steer_new_flow(ctx, p, r, now);
+	note = flow_note(f, now);
 	flow_count(p, f, frame_len(ctx), now);
 	if (f->action != ACTION_CHAIN) {
 		if (!is_pure_syn(p))
-			return offloaded(ctx, p, f->action);
+			return offloaded(ctx, p, f->action, r, note);
 		flow_recall(p, f);
 	}
 	fragment_note(p, ACTION_CHAIN, f->chain, f->hash);
-	return deliver(ctx, f->chain, f->hash, now, REASON_FLOW_KNOWN);
+	return deliver(ctx, f->chain, f->hash, now, REASON_FLOW_KNOWN, r, note);
 }
 
-static __always_inline int steer_fragment(struct xdp_md *ctx, struct packet *p)
+static __always_inline int steer_fragment(struct xdp_md *ctx, struct packet *p, struct route *r)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct fragment_key k;
@@ -122,7 +169,7 @@ static __always_inline int steer_fragment(struct xdp_md *ctx, struct packet *p)
 		return steer_default(ctx, REASON_FRAGMENT_UNKNOWN);
 	switch (f->action) {
 	case ACTION_CHAIN:
-		return deliver(ctx, f->chain, f->hash, now, REASON_FRAGMENT_KNOWN);
+		return deliver(ctx, f->chain, f->hash, now, REASON_FRAGMENT_KNOWN, r, false);
 	case ACTION_DROP:
 		return steer_exit(ctx, VERDICT_DROP, REASON_FRAGMENT_KNOWN);
 	default:
@@ -131,32 +178,64 @@ static __always_inline int steer_fragment(struct xdp_md *ctx, struct packet *p)
 }
 
 /* Not counted in the flow: an error, which anybody can send, must not keep a flow alive. */
-static __always_inline int steer_icmp_error(struct xdp_md *ctx, struct packet *p)
+static __always_inline int steer_icmp_error(struct xdp_md *ctx, struct packet *p, struct route *r)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, &p->key);
 
 	if (!f)
 		return steer_default(ctx, REASON_ICMP_ERROR_UNKNOWN);
-	return deliver(ctx, f->chain, f->hash, bpf_ktime_get_coarse_ns(), REASON_ICMP_ERROR);
+	return deliver(ctx, f->chain, f->hash, bpf_ktime_get_coarse_ns(), REASON_ICMP_ERROR, r, false);
 }
 
 SEC("xdp")
 int steer(struct xdp_md *ctx)
 {
 	struct packet p = {};
+	struct route r; /* one for all ways through: the stack is small */
 
+	if (default_action == DEFAULT_ROUTE && is_injected(ctx))
+		return steer_exit(ctx, VERDICT_PASS, REASON_ROUTE_INJECTED);
 	switch (parse(ctx, &p)) {
 	case PARSED_FLOW:
-		return steer_flow(ctx, &p);
+		return steer_flow(ctx, &p, &r);
 	case PARSED_FRAGMENT:
-		return steer_fragment(ctx, &p);
+		return steer_fragment(ctx, &p, &r);
 	case PARSED_ERROR:
-		return steer_icmp_error(ctx, &p);
+		return steer_icmp_error(ctx, &p, &r);
 	case PARSED_BAD:
 		return steer_malformed(ctx, p.reason);
 	default:
 		return steer_default(ctx, p.reason);
 	}
+}
+
+/* User space asks where a packet goes: the answer is in route_answers, and the packet as it would leave. */
+SEC("xdp")
+int route(struct xdp_md *ctx)
+{
+	struct route r = {};
+	struct route_answer a = {};
+	__u32 zero = 0;
+
+	a.state = route_find(ctx, &r, 1);
+	a.reason = r.reason;
+	if (a.state == ROUTE_DONE || a.state == ROUTE_WAIT)
+		hop_of(&r, &a.hop);
+	if (a.state == ROUTE_DONE) {
+		a.port = r.port;
+		a.mtu = r.fib.mtu_result;
+		route_apply(ctx, &r);
+	}
+	bpf_map_update_elem(&route_answers, &zero, &a, BPF_ANY);
+	return XDP_PASS;
+}
+
+/* User space gives a packet to the kernel, as if it had come in by a port (BPF_F_TEST_XDP_LIVE_FRAMES). */
+SEC("xdp")
+int inject(struct xdp_md *ctx)
+{
+	(void)ctx;
+	return XDP_PASS;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

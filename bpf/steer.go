@@ -36,6 +36,9 @@ type Default int
 const (
 	DefaultBridge Default = iota // to the peer port: ports 0 and 1 are peers, 2 and 3, and so on
 	DefaultPass                  // to this host's kernel
+	// DefaultRoute is to this host's kernel, which routes; steered packets are routed by the program, by the kernel's tables. What
+	// the program cannot route itself goes to the kernel: see Route and Inject.
+	DefaultRoute
 )
 
 // Midstream says what happens to a TCP segment of a flow that nobody saw begin.
@@ -109,6 +112,8 @@ type Steerer struct {
 	flows, frags, rules, rulesActive, sockets, beats, peers, counters *ebpf.Map
 
 	beatMemory *ebpf.Memory // that of beats
+
+	router router
 }
 
 // Load checks o and loads one program for each port; nothing is attached yet, no packet touched, and nothing pinned. If an instance
@@ -218,7 +223,13 @@ func (s *Steerer) load() error {
 			shared = s.inherit(spec)
 			defer closeMaps(shared)
 		}
-		var obj steerObjects
+		var obj struct {
+			Steer *ebpf.Program `ebpf:"steer"`
+			steerMaps
+		}
+		if err := s.setRouter(spec); err != nil {
+			return err
+		}
 		if err := spec.LoadAndAssign(&obj, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
 			return err
 		}
@@ -231,13 +242,17 @@ func (s *Steerer) load() error {
 		}
 		s.flows, s.frags, s.rules, s.rulesActive = obj.Flows, obj.Fragments, obj.Rules, obj.RulesActive
 		s.sockets, s.beats, s.peers, s.counters = obj.Sockets, obj.Beats, obj.Peers, obj.Counters
+		s.router.macs, s.router.hops, s.router.answers = obj.PortMacs, obj.Hops, obj.RouteAnswers
 		if s.beatMemory, err = s.beats.Memory(); err != nil {
 			return fmt.Errorf("map memory of heartbeats: %w", err)
 		}
 		shared = s.maps()
 	}
-	if s.opts.Default != DefaultBridge {
+	switch s.opts.Default {
+	case DefaultPass:
 		return nil
+	case DefaultRoute:
+		return s.loadRouter(shared)
 	}
 	for i := range s.opts.Ports {
 		if err := s.peers.Put(uint32(i), uint32(s.opts.Ports[i^1].Ifindex)); err != nil {
@@ -252,6 +267,7 @@ func (s *Steerer) maps() map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{
 		"flows": s.flows, "fragments": s.frags, "rules": s.rules, "rules_active": s.rulesActive,
 		"sockets": s.sockets, "beats": s.beats, "peers": s.peers, "counters": s.counters,
+		"port_macs": s.router.macs, "hops": s.router.hops, "route_answers": s.router.answers,
 	}
 }
 
@@ -335,6 +351,7 @@ func (s *Steerer) release() {
 		}
 		a.link, a.prog = nil, nil
 	}
+	s.router.release()
 	closeMaps(s.maps())
 	s.closed = true
 }

@@ -24,6 +24,7 @@ type steerDefaultAction uint32
 const (
 	steerDefaultActionDEFAULT_BRIDGE steerDefaultAction = 0
 	steerDefaultActionDEFAULT_PASS   steerDefaultAction = 1
+	steerDefaultActionDEFAULT_ROUTE  steerDefaultAction = 2
 )
 
 type steerFlow struct {
@@ -74,6 +75,18 @@ type steerFragmentKey struct {
 	Vlan   [2]uint16
 }
 
+type steerHop struct {
+	_    structs.HostLayout
+	Used uint64
+}
+
+type steerHopKey struct {
+	_       structs.HostLayout
+	Addr    [4]uint32
+	Ifindex uint32
+	Family  uint32
+}
+
 type steerMalformed uint32
 
 const (
@@ -95,6 +108,12 @@ const (
 	steerOnExitON_EXIT_OPEN   steerOnExit = 0
 	steerOnExitON_EXIT_CLOSED steerOnExit = 1
 )
+
+type steerPortMac struct {
+	_   structs.HostLayout
+	Mac [6]uint8
+	Pad [2]uint8
+}
 
 type steerReason uint32
 
@@ -128,7 +147,36 @@ const (
 	steerReasonREASON_TINY_FRAGMENT        steerReason = 26
 	steerReasonREASON_TCP_OFFSET           steerReason = 27
 	steerReasonREASON_UDP_LENGTH           steerReason = 28
-	steerReasonREASON_COUNT                steerReason = 29
+	steerReasonREASON_ROUTE_FRAME          steerReason = 29
+	steerReasonREASON_ROUTE_TTL            steerReason = 30
+	steerReasonREASON_ROUTE_TOO_BIG        steerReason = 31
+	steerReasonREASON_ROUTE_NONE           steerReason = 32
+	steerReasonREASON_ROUTE_DISABLED       steerReason = 33
+	steerReasonREASON_ROUTE_NO_NEIGHBOR    steerReason = 34
+	steerReasonREASON_ROUTE_OFF_PORT       steerReason = 35
+	steerReasonREASON_ROUTE_BY_KERNEL      steerReason = 36
+	steerReasonREASON_ROUTE_INJECTED       steerReason = 37
+	steerReasonREASON_COUNT                steerReason = 38
+)
+
+type steerRouteAnswer struct {
+	_      structs.HostLayout
+	Hop    steerHopKey
+	State  steerRouteState
+	Reason uint32
+	Port   uint16
+	Mtu    uint16
+	Pad    uint32
+}
+
+type steerRouteState uint32
+
+const (
+	steerRouteStateROUTE_UNKNOWN steerRouteState = 0
+	steerRouteStateROUTE_DONE    steerRouteState = 1
+	steerRouteStateROUTE_KERNEL  steerRouteState = 2
+	steerRouteStateROUTE_WAIT    steerRouteState = 3
+	steerRouteStateROUTE_PASS    steerRouteState = 4
 )
 
 type steerRule struct {
@@ -178,16 +226,24 @@ const (
 	steerMapCounters      = "counters"
 	steerMapFlows         = "flows"
 	steerMapFragments     = "fragments"
+	steerMapHops          = "hops"
 	steerMapPeers         = "peers"
+	steerMapPortMacs      = "port_macs"
+	steerMapRouteAnswers  = "route_answers"
 	steerMapRules         = "rules"
 	steerMapRulesActive   = "rules_active"
 	steerMapSockets       = "sockets"
+	steerProgInject       = "inject"
+	steerProgRoute        = "route"
 	steerProgSteer        = "steer"
 	steerVarDefaultAction = "default_action"
+	steerVarInjectedMac   = "injected_mac"
 	steerVarMalformed     = "malformed"
 	steerVarMidstream     = "midstream"
 	steerVarOnExit        = "on_exit"
+	steerVarPortCount     = "port_count"
 	steerVarPortId        = "port_id"
+	steerVarPortIfindex   = "port_ifindex"
 	steerVarSilenceNs     = "silence_ns"
 )
 
@@ -233,21 +289,26 @@ type steerSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerProgramSpecs struct {
-	Steer *ebpf.ProgramSpec `ebpf:"steer"`
+	Inject *ebpf.ProgramSpec `ebpf:"inject"`
+	Route  *ebpf.ProgramSpec `ebpf:"route"`
+	Steer  *ebpf.ProgramSpec `ebpf:"steer"`
 }
 
 // steerMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerMapSpecs struct {
-	Beats       *ebpf.MapSpec `ebpf:"beats"`
-	Counters    *ebpf.MapSpec `ebpf:"counters"`
-	Flows       *ebpf.MapSpec `ebpf:"flows"`
-	Fragments   *ebpf.MapSpec `ebpf:"fragments"`
-	Peers       *ebpf.MapSpec `ebpf:"peers"`
-	Rules       *ebpf.MapSpec `ebpf:"rules"`
-	RulesActive *ebpf.MapSpec `ebpf:"rules_active"`
-	Sockets     *ebpf.MapSpec `ebpf:"sockets"`
+	Beats        *ebpf.MapSpec `ebpf:"beats"`
+	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
+	Hops         *ebpf.MapSpec `ebpf:"hops"`
+	Peers        *ebpf.MapSpec `ebpf:"peers"`
+	PortMacs     *ebpf.MapSpec `ebpf:"port_macs"`
+	RouteAnswers *ebpf.MapSpec `ebpf:"route_answers"`
+	Rules        *ebpf.MapSpec `ebpf:"rules"`
+	RulesActive  *ebpf.MapSpec `ebpf:"rules_active"`
+	Sockets      *ebpf.MapSpec `ebpf:"sockets"`
 }
 
 // steerVariableSpecs contains global variables before they are loaded into the kernel.
@@ -255,10 +316,13 @@ type steerMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerVariableSpecs struct {
 	DefaultAction *ebpf.VariableSpec `ebpf:"default_action"`
+	InjectedMac   *ebpf.VariableSpec `ebpf:"injected_mac"`
 	Malformed     *ebpf.VariableSpec `ebpf:"malformed"`
 	Midstream     *ebpf.VariableSpec `ebpf:"midstream"`
 	OnExit        *ebpf.VariableSpec `ebpf:"on_exit"`
+	PortCount     *ebpf.VariableSpec `ebpf:"port_count"`
 	PortId        *ebpf.VariableSpec `ebpf:"port_id"`
+	PortIfindex   *ebpf.VariableSpec `ebpf:"port_ifindex"`
 	SilenceNs     *ebpf.VariableSpec `ebpf:"silence_ns"`
 }
 
@@ -282,14 +346,17 @@ func (o *steerObjects) Close() error {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerMaps struct {
-	Beats       *ebpf.Map `ebpf:"beats"`
-	Counters    *ebpf.Map `ebpf:"counters"`
-	Flows       *ebpf.Map `ebpf:"flows"`
-	Fragments   *ebpf.Map `ebpf:"fragments"`
-	Peers       *ebpf.Map `ebpf:"peers"`
-	Rules       *ebpf.Map `ebpf:"rules"`
-	RulesActive *ebpf.Map `ebpf:"rules_active"`
-	Sockets     *ebpf.Map `ebpf:"sockets"`
+	Beats        *ebpf.Map `ebpf:"beats"`
+	Counters     *ebpf.Map `ebpf:"counters"`
+	Flows        *ebpf.Map `ebpf:"flows"`
+	Fragments    *ebpf.Map `ebpf:"fragments"`
+	Hops         *ebpf.Map `ebpf:"hops"`
+	Peers        *ebpf.Map `ebpf:"peers"`
+	PortMacs     *ebpf.Map `ebpf:"port_macs"`
+	RouteAnswers *ebpf.Map `ebpf:"route_answers"`
+	Rules        *ebpf.Map `ebpf:"rules"`
+	RulesActive  *ebpf.Map `ebpf:"rules_active"`
+	Sockets      *ebpf.Map `ebpf:"sockets"`
 }
 
 func (m *steerMaps) Close() error {
@@ -298,7 +365,10 @@ func (m *steerMaps) Close() error {
 		m.Counters,
 		m.Flows,
 		m.Fragments,
+		m.Hops,
 		m.Peers,
+		m.PortMacs,
+		m.RouteAnswers,
 		m.Rules,
 		m.RulesActive,
 		m.Sockets,
@@ -310,10 +380,13 @@ func (m *steerMaps) Close() error {
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerVariables struct {
 	DefaultAction *ebpf.Variable `ebpf:"default_action"`
+	InjectedMac   *ebpf.Variable `ebpf:"injected_mac"`
 	Malformed     *ebpf.Variable `ebpf:"malformed"`
 	Midstream     *ebpf.Variable `ebpf:"midstream"`
 	OnExit        *ebpf.Variable `ebpf:"on_exit"`
+	PortCount     *ebpf.Variable `ebpf:"port_count"`
 	PortId        *ebpf.Variable `ebpf:"port_id"`
+	PortIfindex   *ebpf.Variable `ebpf:"port_ifindex"`
 	SilenceNs     *ebpf.Variable `ebpf:"silence_ns"`
 }
 
@@ -321,11 +394,15 @@ type steerVariables struct {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerPrograms struct {
-	Steer *ebpf.Program `ebpf:"steer"`
+	Inject *ebpf.Program `ebpf:"inject"`
+	Route  *ebpf.Program `ebpf:"route"`
+	Steer  *ebpf.Program `ebpf:"steer"`
 }
 
 func (p *steerPrograms) Close() error {
 	return _SteerClose(
+		p.Inject,
+		p.Route,
 		p.Steer,
 	)
 }

@@ -33,10 +33,10 @@ static __noinline int steer_exit(struct xdp_md *ctx, enum verdict verdict, enum 
 	}
 }
 
-/* What happens to packets that are nobody's: over to the peer port, or to the kernel. */
+/* What happens to packets that are nobody's: over to the peer port, or to the kernel, which routes them in router mode. */
 static __always_inline int steer_default(struct xdp_md *ctx, enum reason reason)
 {
-	if (default_action == DEFAULT_PASS)
+	if (default_action != DEFAULT_BRIDGE)
 		return steer_exit(ctx, VERDICT_PASS, reason);
 	if (bpf_redirect_map(&peers, port_id, XDP_DROP) != XDP_REDIRECT)
 		return steer_exit(ctx, VERDICT_DROP, REASON_NO_PEER);

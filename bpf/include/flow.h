@@ -131,8 +131,8 @@ static __always_inline void flow_count(struct packet *p, struct flow *f, __u64 b
 
 /* Writes both entries of a new flow, or none. The lower one goes first, whichever direction begins: if two CPUs see the two
  * ends begin at once, one of them wins both entries. Returns false if there is no room. *chain is what counts in the end:
- * that of an entry which was there already. */
-static __always_inline bool flow_install(struct packet *p, __u16 *chain, __u32 hash, __u64 bytes, __u64 now)
+ * that of an entry which was there already. Not inlined: its two entries would not fit into the stack besides a route. */
+static __noinline bool flow_install(struct packet *p, __u16 *chain, __u32 hash, __u64 bytes, __u64 now)
 {
 	struct flow_key other_way;
 	struct flow first = {

@@ -67,13 +67,39 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 } beats SEC(".maps");
 
-/* Interface of the peer port, by port index. Go writes; the kernel removes an interface that goes. Missing: dropped as no_peer. */
+/* Interface of the peer port, by port index; DEFAULT_ROUTE: of the port itself. Go writes; the kernel removes an interface that goes.
+ * Missing: dropped as no_peer. */
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP);
 	__type(key, __u32);
 	__type(value, __u32);
 	__uint(max_entries, MAX_PORTS);
 } peers SEC(".maps");
+
+/* DEFAULT_ROUTE: address on the link of each port. Go writes, XDP reads. Zero: no frame is addressed to it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct port_mac);
+	__uint(max_entries, MAX_PORTS);
+	__uint(map_flags, BPF_F_RDONLY_PROG);
+} port_macs SEC(".maps");
+
+/* DEFAULT_ROUTE: next hops in use. XDP writes, Go reads and deletes. LRU: the least used one makes room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct hop_key);
+	__type(value, struct hop);
+	__uint(max_entries, 4096);
+} hops SEC(".maps");
+
+/* What the route program found last. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct route_answer);
+	__uint(max_entries, 1);
+} route_answers SEC(".maps");
 
 /* Packets and bytes at (port * REASON_COUNT + reason) * VERDICT_COUNT + verdict. XDP writes, Go sums over the CPUs. */
 struct {

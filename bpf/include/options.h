@@ -13,4 +13,9 @@ const volatile enum on_exit on_exit = ON_EXIT_OPEN;
 const volatile __u64 silence_ns = 0; /* 0: a worker is never too silent */
 const volatile enum malformed malformed = MALFORMED_BYPASS;
 
+/* DEFAULT_ROUTE: the ports' interfaces, and the source address, secret and random, of frames that user space gives to the kernel. */
+const volatile __u32 port_count = 0;
+const volatile __u32 port_ifindex[MAX_PORTS] = {};
+const volatile __u8 injected_mac[8] = {};
+
 #endif

@@ -40,7 +40,17 @@
 	X(IP6_EXTENSIONS)   /* more than eight IPv6 extension headers, a repeated or misplaced one, routing type 0 */                      \
 	X(TINY_FRAGMENT)    /* a fragment cut so that the transport header is split (RFC 1858, RFC 7112) */                                \
 	X(TCP_OFFSET)       /* TCP data offset below 20 bytes or beyond the segment */                                                     \
-	X(UDP_LENGTH)       /* UDP length below 8 bytes or beyond the IP packet */
+	X(UDP_LENGTH)       /* UDP length below 8 bytes or beyond the IP packet */                                                         \
+	/* router mode: what becomes of packets that are steered or offloaded, where the program does not route them itself */             \
+	X(ROUTE_FRAME)       /* pass: not addressed to the port, or with a VLAN tag */                                                     \
+	X(ROUTE_TTL)         /* pass: TTL or hop limit used up; the kernel says time exceeded */                                           \
+	X(ROUTE_TOO_BIG)     /* pass: larger than the route's MTU, not to be fragmented; the kernel says too big */                        \
+	X(ROUTE_NONE)        /* pass: no way on: this host's address, no route, unreachable, prohibited, multicast, martian */             \
+	X(ROUTE_DISABLED)    /* pass: forwarding is off on the port */                                                                     \
+	X(ROUTE_NO_NEIGHBOR) /* the next hop's address on the link is not known yet */                                                     \
+	X(ROUTE_OFF_PORT)    /* the route leaves by an interface that is no port */                                                        \
+	X(ROUTE_BY_KERNEL)   /* IP options, fragmentation, encapsulation: what the kernel does and the program cannot */                   \
+	X(ROUTE_INJECTED)    /* pass: user space gave it to the kernel; generic XDP sees it again */
 
 enum reason {
 #define X(name) REASON_##name,

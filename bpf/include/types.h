@@ -35,6 +35,7 @@ enum action {
 enum default_action {
 	DEFAULT_BRIDGE,
 	DEFAULT_PASS,
+	DEFAULT_ROUTE, /* as DEFAULT_PASS, but steered packets are routed by the program (route.h) */
 };
 
 enum midstream {
@@ -156,6 +157,58 @@ struct steer_meta {
 };
 _Static_assert(sizeof(struct steer_meta) == 8, "steer_meta is eight bytes");
 
-enum magic { META_MAGIC = 0x5053 };
+enum magic {
+	META_MAGIC = 0x5053,
+	ROUTE_MAGIC = 0x5054,
+};
+
+/* What the kernel's tables say of a packet. */
+enum route_state {
+	ROUTE_UNKNOWN,
+	ROUTE_DONE,   /* the frame is addressed to the next hop, TTL less one: it can leave by route_meta.port */
+	ROUTE_KERNEL, /* untouched; the kernel can forward it, the program cannot: after the chain it is given to the kernel */
+	ROUTE_WAIT,   /* untouched; the next hop's address on the link is not known: before the chain somebody finds it out */
+	ROUTE_PASS,   /* untouched; the kernel answers or drops it, and never forwards it */
+};
+
+/* DEFAULT_ROUTE: eight bytes more, before steer_meta. User space clears this magic too. */
+struct route_meta {
+	__u16 magic;
+	__u8 state; /* enum route_state: done, kernel or wait */
+	__u8 port;  /* by which it leaves, if done */
+	__u16 mtu;  /* of the route, if done: the largest IP packet */
+	__u16 pad;
+};
+_Static_assert(sizeof(struct route_meta) == 8, "route_meta is eight bytes");
+
+/* A next hop that routed packets go to, so that user space can keep the kernel's neighbour entry alive: redirected packets
+ * do not. */
+struct hop_key {
+	__be32 addr[4]; /* an IPv4 address in the first word */
+	__u32 ifindex;
+	__u32 family; /* 4 or 6 */
+};
+_Static_assert(sizeof(struct hop_key) == 24, "hop_key has no hidden padding");
+
+struct hop {
+	__u64 used; /* ns, CLOCK_MONOTONIC (coarse): last noted, about once a second for each flow */
+};
+
+/* The address on the link of a port, in an array by port. */
+struct port_mac {
+	__u8 mac[6];
+	__u8 pad[2];
+};
+
+/* What the route program found: user space runs it by BPF_PROG_TEST_RUN, one at a time. */
+struct route_answer {
+	struct hop_key hop; /* if done, or wait */
+	enum route_state state;
+	__u32 reason; /* enum reason, unless done */
+	__u16 port;
+	__u16 mtu;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct route_answer) == 40, "route_answer has no hidden padding");
 
 #endif

@@ -16,21 +16,25 @@ import (
 	"penstock/pipeline"
 )
 
-const flowsArgs = "[--control PATH] [--json] [--src PREFIX] [--port PORT] [--depth DEPTH] [--chain NAME]"
+const flowsArgs = "[--control PATH] [--json] [--interval TIME] [--src PREFIX] [--port PORT] [--depth DEPTH] [--chain NAME]"
 
 func flowsCommand(args []string) error {
 	fs, path, asJSON := clientFlags("flows", flowsArgs)
+	interval := fs.Duration("interval", 500*time.Millisecond, "`time` over which rates are measured; 0: over each flow's life")
 	var want flowFilter
 	want.flags(fs)
 	if err := parseAll(fs, args); err != nil {
 		return err
 	}
-	flows, err := control.NewClient(*path).Flows()
+	if *interval < 0 || *interval > time.Hour {
+		return usagef("--interval: want 0 to 1h, got %v", *interval)
+	}
+	flows, err := flowsWithRates(control.NewClient(*path), *interval)
 	if err != nil {
 		return err
 	}
-	flows = slices.DeleteFunc(flows, func(f control.Flow) bool { return !want.match(f) })
-	slices.SortFunc(flows, func(a, b control.Flow) int { return strings.Compare(a.Client, b.Client) })
+	flows = slices.DeleteFunc(flows, func(f ratedFlow) bool { return !want.match(f.Flow) })
+	slices.SortFunc(flows, func(a, b ratedFlow) int { return strings.Compare(a.Client, b.Client) })
 	if *asJSON {
 		enc := json.NewEncoder(os.Stdout)
 		for _, f := range flows {
@@ -41,13 +45,79 @@ func flowsCommand(args []string) error {
 		return nil
 	}
 	tw := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(tw, "CLIENT\tSERVER\tPROTO\tCHAIN\tDEPTH\tSTATE\tAGE\tPACKETS\tBYTES\tWHY NOT HIGHER")
+	fmt.Fprintln(tw, "CLIENT\tSERVER\tPROTO\tCHAIN\tDEPTH\tSTATE\tAGE\tPACKETS\tBYTES\tPKT/S\tBIT/S\tWHY NOT HIGHER")
 	for _, f := range flows {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", f.Client, f.Server, f.Proto, f.Chain, f.Depth, f.State,
-			time.Duration(f.AgeSeconds*float64(time.Second)).Round(time.Second), f.Packets, size(f.Bytes), f.Why)
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%.0f\t%s\t%s\n", f.Client, f.Server, f.Proto, f.Chain, f.Depth, f.State,
+			time.Duration(f.AgeSeconds*float64(time.Second)).Round(time.Second), f.Packets, size(f.Bytes),
+			f.PacketsPerSecond, bitRate(8*f.BytesPerSecond), f.Why)
 	}
 	return tw.Flush()
 }
+
+// ratedFlow is a flow and how fast it goes.
+type ratedFlow struct {
+	control.Flow
+	PacketsPerSecond float64 `json:"packets_per_second"`
+	BytesPerSecond   float64 `json:"bytes_per_second"`
+}
+
+// flowsWithRates asks twice, interval apart, and returns the flows of the second
+// answer. The rates of a flow that has begun in between, or of all flows if
+// interval is 0, are those of its life.
+func flowsWithRates(c *control.Client, interval time.Duration) ([]ratedFlow, error) {
+	type key struct{ client, server, proto, vlan string }
+	keyOf := func(f control.Flow) key { return key{f.Client, f.Server, f.Proto, fmt.Sprint(f.VLAN)} }
+	before := map[key]control.Flow{}
+	if interval > 0 {
+		flows, err := c.Flows()
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range flows {
+			before[keyOf(f)] = f
+		}
+		time.Sleep(interval)
+	}
+	flows, err := c.Flows()
+	if err != nil {
+		return nil, err
+	}
+	rated := make([]ratedFlow, len(flows))
+	for i, f := range flows {
+		rated[i] = rate(f, before[keyOf(f)])
+	}
+	return rated, nil
+}
+
+// rate compares a flow with what it was before; the zero Flow: it was not there.
+func rate(now, before control.Flow) ratedFlow {
+	r := ratedFlow{Flow: now}
+	if now.Packets < before.Packets || now.AgeSeconds < before.AgeSeconds {
+		before = control.Flow{} // another flow of the same name
+	}
+	if seconds := now.AgeSeconds - before.AgeSeconds; seconds > 0 {
+		r.PacketsPerSecond = float64(now.Packets-before.Packets) / seconds
+		r.BytesPerSecond = float64(now.Bytes-before.Bytes) / seconds
+	}
+	return r
+}
+
+// bitRate is bits a second as a person reads them.
+func bitRate(v float64) string {
+	unit := 0
+	for v >= 999.5 && unit < len(bitUnits)-1 {
+		v /= 1000
+		unit++
+	}
+	switch {
+	case unit > 0 && v < 9.95:
+		return fmt.Sprintf("%.1f%s", v, bitUnits[unit])
+	default:
+		return fmt.Sprintf("%.0f%s", v, bitUnits[unit])
+	}
+}
+
+var bitUnits = [...]string{"", "k", "M", "G", "T"}
 
 // flowFilter says which flows are shown; its zero value: all.
 type flowFilter struct {

@@ -197,3 +197,32 @@ func TestFlowFilter(t *testing.T) {
 		}
 	}
 }
+
+func TestRate(t *testing.T) {
+	at := func(age float64, packets, bytes uint64) control.Flow {
+		return control.Flow{AgeSeconds: age, Packets: packets, Bytes: bytes}
+	}
+	for _, c := range []struct {
+		name           string
+		now, before    control.Flow
+		packets, bytes float64
+	}{
+		{"between two looks", at(10.5, 1100, 3000), at(10, 1000, 2000), 200, 2000},
+		{"new since the first", at(0.25, 5, 1000), control.Flow{}, 20, 4000},
+		{"of its life", at(100, 500, 1000), control.Flow{}, 5, 10},
+		{"quiet", at(11, 7, 70), at(10, 7, 70), 0, 0},
+		{"another one on the same ports", at(0.5, 3, 300), at(50, 1000, 2000), 6, 600},
+		{"just begun", at(0, 1, 60), control.Flow{}, 0, 0},
+	} {
+		if got := rate(c.now, c.before); got.PacketsPerSecond != c.packets || got.BytesPerSecond != c.bytes {
+			t.Errorf("%s: got %v and %v, want %v and %v", c.name, got.PacketsPerSecond, got.BytesPerSecond, c.packets, c.bytes)
+		}
+	}
+	for v, want := range map[float64]string{
+		0: "0", 12: "12", 999.4: "999", 999.6: "1.0k", 1234: "1.2k", 9940: "9.9k", 9960: "10k", 123456: "123k", 999600: "1.0M", 2.5e9: "2.5G", 4e15: "4000T",
+	} {
+		if got := bitRate(v); got != want {
+			t.Errorf("%v is %q, want %q", v, got, want)
+		}
+	}
+}

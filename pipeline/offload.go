@@ -3,6 +3,7 @@ package pipeline
 import (
 	"sync/atomic"
 
+	"penstock/internal/latency"
 	"penstock/internal/wire"
 )
 
@@ -33,10 +34,13 @@ const (
 // releases collects the released flows of a turn.
 type releases struct {
 	to     Offloader
+	clock  func() int64
 	flows  []ReleasedFlow
+	at     []int64         // when each was released
 	recent []recentRelease // by hash
 	taken  atomic.Uint64
 	failed atomic.Uint64 // refused, and those beyond maxReleases
+	delay  latency.Histogram
 }
 
 type recentRelease struct {
@@ -44,11 +48,14 @@ type recentRelease struct {
 	at   int64
 }
 
-func newReleases(to Offloader) *releases {
+func newReleases(to Offloader, clock func() int64) *releases {
 	if to == nil {
 		return nil
 	}
-	return &releases{to: to, flows: make([]ReleasedFlow, 0, maxReleases), recent: make([]recentRelease, releaseSlots)}
+	return &releases{
+		to: to, clock: clock, flows: make([]ReleasedFlow, 0, maxReleases), at: make([]int64, 0, maxReleases),
+		recent: make([]recentRelease, releaseSlots),
+	}
 }
 
 // note takes a packet whose verdict is final and whose flow is released.
@@ -66,6 +73,7 @@ func (r *releases) note(p *Packet, now int64) {
 	}
 	*slot = recentRelease{p.Hash, now}
 	r.flows = append(r.flows, ReleasedFlow{Flow: p.Flow, Drop: p.verdict == Drop})
+	r.at = append(r.at, r.clock())
 }
 
 // flush hands the flows over. It runs after transmission: what the worker still
@@ -77,5 +85,9 @@ func (r *releases) flush() {
 	n := r.to.Offload(r.flows)
 	r.taken.Add(uint64(n))
 	r.failed.Add(uint64(len(r.flows) - n))
-	r.flows = r.flows[:0]
+	done := r.clock()
+	for _, at := range r.at {
+		r.delay.Observe(done - at)
+	}
+	r.flows, r.at = r.flows[:0], r.at[:0]
 }

@@ -89,12 +89,11 @@ func NewWorker(o WorkerOptions) *Worker {
 		run:     NewBatch(BatchSize),
 		out:     make([][]*Packet, len(o.Ports)),
 		emitted: make([][]*Packet, len(o.Ports)),
-
-		releases: newReleases(o.Offloader),
 	}
 	if w.clock == nil {
 		w.clock = Clock()
 	}
+	w.releases = newReleases(o.Offloader, w.clock)
 	if w.o.Log == nil {
 		w.o.Log = slog.New(slog.DiscardHandler)
 	}

@@ -1,21 +1,27 @@
 package pipeline
 
+import "penstock/internal/latency"
+
 // WorkerStats is a snapshot of a worker.
 type WorkerStats struct {
-	ID         int          `json:"id"`
-	Turns      uint64       `json:"turns"`
-	IdleTurns  uint64       `json:"idle_turns"`
-	Waits      uint64       `json:"waits"`
-	HandedOver uint64       `json:"handed_over"`   // to the worker that owns the flow
-	Offloaded  uint64       `json:"offloaded"`     // flows given to XDP
-	NotTaken   uint64       `json:"not_offloaded"` // released, but not taken
-	BadIPSum   uint64       `json:"bad_ip_checksums"`
-	BadL4Sum   uint64       `json:"bad_l4_checksums"`
-	Panics     uint64       `json:"stage_panics"`
-	LastTurn   int64        `json:"last_turn_ns"`
-	Pool       PoolStats    `json:"pool"`
-	Totals     Totals       `json:"totals"`
-	Chains     []ChainStats `json:"chains"`
+	ID         int    `json:"id"`
+	Turns      uint64 `json:"turns"`
+	IdleTurns  uint64 `json:"idle_turns"`
+	Waits      uint64 `json:"waits"`
+	HandedOver uint64 `json:"handed_over"`   // to the worker that owns the flow
+	Offloaded  uint64 `json:"offloaded"`     // flows given to XDP
+	NotTaken   uint64 `json:"not_offloaded"` // released, but not taken
+	// OffloadDelay is from the moment a flow is released to the moment XDP has it.
+	OffloadDelay latency.Summary  `json:"offload_delay"`
+	OffloadTimes latency.Snapshot `json:"-"` // the same, in full
+
+	BadIPSum uint64       `json:"bad_ip_checksums"`
+	BadL4Sum uint64       `json:"bad_l4_checksums"`
+	Panics   uint64       `json:"stage_panics"`
+	LastTurn int64        `json:"last_turn_ns"`
+	Pool     PoolStats    `json:"pool"`
+	Totals   Totals       `json:"totals"`
+	Chains   []ChainStats `json:"chains"`
 }
 
 // Stats may be called from any goroutine. While packets are under way the
@@ -33,6 +39,8 @@ func (w *Worker) Stats() WorkerStats {
 	}
 	if w.releases != nil {
 		s.Offloaded, s.NotTaken = w.releases.taken.Load(), w.releases.failed.Load()
+		s.OffloadTimes = w.releases.delay.Snapshot()
+		s.OffloadDelay = s.OffloadTimes.Summary()
 	}
 	for _, r := range Reasons() {
 		if n := w.dropped[r].Load(); n > 0 {

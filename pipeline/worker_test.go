@@ -510,7 +510,9 @@ func TestRelease(t *testing.T) {
 			s.KeepFlows = row.keep
 			b := newBenchOn(t, a, 0, s)
 			o := &offloader{take: 100}
-			b.o.Default, b.releases = 0, newReleases(o)
+			ticks := int64(0)
+			clock := func() int64 { ticks += 1000; return ticks }
+			b.o.Default, b.releases = 0, newReleases(o, clock)
 			for range 2 { // what was under way already does not hand over again
 				for _, port := range []uint16{1, 2, 8, 9} {
 					b.lan.Inject(udp(port, 10))
@@ -527,6 +529,9 @@ func TestRelease(t *testing.T) {
 			}
 			if fmt.Sprint(got) != row.want {
 				t.Errorf("offloaded %v, want %s", got, row.want)
+			}
+			if d := b.Stats().OffloadDelay; d.Count != uint64(len(got)) || d.Count > 0 && (d.P50 < 1e-6 || d.Max > 1e-5) {
+				t.Errorf("%d flows were offloaded after %+v", len(got), d)
 			}
 			b.check(t)
 		})

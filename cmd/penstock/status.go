@@ -137,6 +137,11 @@ func printStatus(out io.Writer, s control.Status) {
 	f := s.Frames
 	fmt.Fprintf(out, "frames: %d = %d free + %d in the kernel + %d in hand, of %d bytes\n", f.Total, f.Free, f.InFlight, f.Total-f.Free-f.InFlight, f.Size)
 	fmt.Fprintf(out, "flows: %d steered (of at most %d), %d of them offloaded, %d terminated\n", s.Flows.Steered, s.Flows.Limit, s.Flows.Offloaded, s.Flows.Terminated)
+	for _, w := range s.Workers {
+		if d := w.OffloadDelay; d.Count > 0 {
+			fmt.Fprintf(out, "offload by worker %d: %d flows, from release to XDP %s (p50), %s (p99)\n", w.ID, w.Offloaded, micros(d.P50), micros(d.P99))
+		}
+	}
 	for _, r := range s.Records {
 		fmt.Fprintf(out, "records to %s: %d written, %d dropped, %d failed, %d queued\n", r.To, r.Written, r.Dropped, r.Failed, r.Queued)
 		if r.Error != "" {
@@ -152,4 +157,9 @@ func sortedKeys[V any](m map[string]V) []string {
 	}
 	slices.Sort(keys)
 	return keys
+}
+
+// micros is a short time.
+func micros(seconds float64) time.Duration {
+	return time.Duration(seconds * 1e9).Round(100 * time.Nanosecond)
 }

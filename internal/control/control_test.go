@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
+	"penstock/internal/latency"
 	"penstock/pipeline"
 )
 
@@ -48,8 +49,10 @@ func example() *source {
 			Chains: []Chain{{Depth: "terminate", ChainStats: pipeline.ChainStats{
 				Name: "web", Packets: 7, Stages: []pipeline.StageStats{{Kind: "tcp", Consumed: 7, Counters: map[string]uint64{"dials": 1}}},
 			}}},
-			Totals:  pipeline.Totals{Packets: 9, Forwarded: 1, Consumed: 7, Dropped: map[string]uint64{"acl_denied": 1}},
-			Workers: []pipeline.WorkerStats{{Turns: 10, IdleTurns: 4}},
+			Totals: pipeline.Totals{Packets: 9, Forwarded: 1, Consumed: 7, Dropped: map[string]uint64{"acl_denied": 1}},
+			Workers: []pipeline.WorkerStats{{Turns: 10, IdleTurns: 4, OffloadTimes: latency.Snapshot{
+				Count: 3, Sum: 9 * time.Microsecond, Buckets: []latency.Bucket{{Most: 2 * time.Microsecond, Count: 2}, {Most: 7 * time.Microsecond, Count: 1}},
+			}}},
 			Records: []Record{{To: "stdout", Written: 3}},
 		},
 		flows: []Flow{{Client: "10.0.0.1:1", Server: "10.0.0.2:80", Proto: "tcp", Depth: "terminate"}},
@@ -72,6 +75,7 @@ func TestClient(t *testing.T) {
 	path, _ := serve(t, src)
 	c := NewClient(path)
 	got, err := c.Status()
+	src.s.Workers[0].OffloadTimes = latency.Snapshot{} // for metrics only
 	if err != nil || !reflect.DeepEqual(got, src.s) {
 		t.Errorf("status: %v\ngot  %+v\nwant %+v", err, got, src.s)
 	}
@@ -145,6 +149,11 @@ func TestMetrics(t *testing.T) {
 		`penstock_stage_packets_total{chain="web",index="1",stage="tcp",verdict="consume"} 7`,
 		`penstock_stage_counter{chain="web",counter="dials",index="1",stage="tcp"} 1`,
 		`penstock_worker_turns_total{kind="busy",worker="0"} 6`,
+		`penstock_worker_offload_seconds_bucket{worker="0",le="1e-06"} 0`,
+		`penstock_worker_offload_seconds_bucket{worker="0",le="2e-06"} 2`,
+		`penstock_worker_offload_seconds_bucket{worker="0",le="5e-06"} 2`,
+		`penstock_worker_offload_seconds_bucket{worker="0",le="1e-05"} 3`,
+		`penstock_worker_offload_seconds_sum{worker="0"} 9e-06`,
 		`go_goroutines`,
 	} {
 		if !strings.Contains(string(body), want) {

@@ -7,6 +7,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"penstock/internal/latency"
 )
 
 // metricsHandler renders a fresh Status at each scrape. Names follow
@@ -56,6 +58,7 @@ var (
 	descHand    = desc("worker_handed_over_packets_total", "Packets handed to the worker that owns their flow.", "worker")
 	descPanics  = desc("worker_stage_panics_total", "Panics of stages.", "worker")
 	descOffload = desc("worker_offloaded_flows_total", "Flows that all stages have released, by whether XDP took them.", "worker", "result")
+	descDelay   = desc("worker_offload_seconds", "From the release of a flow by the last stage to XDP having it.", "worker")
 	descRecords = desc("record_events_total", "Events, by sink and what became of them.", "to", "result")
 )
 
@@ -130,6 +133,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		counter(descPanics, w.Panics, id)
 		counter(descOffload, w.Offloaded, id, "taken")
 		counter(descOffload, w.NotTaken, id, "not_taken")
+		ch <- histogram(descDelay, &w.OffloadTimes, id)
 	}
 	for _, r := range s.Records {
 		counter(descRecords, r.Written, r.To, "written")
@@ -143,4 +147,23 @@ func bool01(b bool) float64 {
 		return 1
 	}
 	return 0
+}
+
+// bounds of the histograms, in seconds.
+var bounds = []float64{1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10}
+
+// histogram renders a snapshot; what a bucket of its own counts is in the first
+// bound that is not below it.
+func histogram(d *prometheus.Desc, s *latency.Snapshot, labels ...string) prometheus.Metric {
+	cumulative := make(map[float64]uint64, len(bounds))
+	var n uint64
+	left := s.Buckets
+	for _, bound := range bounds {
+		for len(left) > 0 && left[0].Most.Seconds() <= bound {
+			n += left[0].Count
+			left = left[1:]
+		}
+		cumulative[bound] = n
+	}
+	return prometheus.MustNewConstHistogram(d, s.Count, s.Sum.Seconds(), cumulative, labels...)
 }

@@ -82,6 +82,7 @@ func load(t *testing.T) map[string]*pkg {
 // code may import. "stages/*" stands for each folder below stages. A new edge
 // needs an ADR.
 var allowed = map[string][]string{
+	"internal/latency":             {},
 	"internal/units":               {},
 	"internal/wire":                {},
 	"internal/flowtab":             {"internal/wire"},
@@ -89,7 +90,7 @@ var allowed = map[string][]string{
 	"internal/rewrite/rewritetest": {"internal/rewrite", "internal/wire"},
 	"internal/hostname":            {"pipeline"},
 	"internal/match":               {"internal/wire", "internal/units", "pipeline"},
-	"pipeline":                     {"internal/wire"},
+	"pipeline":                     {"internal/latency", "internal/wire"},
 	"pipeline/afxdp":               {"pipeline", "xsk"},
 	"pipeline/fault":               {"pipeline", "internal/wire", "internal/units"},
 	"pipeline/pipelinetest":        {"pipeline", "pcap", "internal/config", "internal/wire", "internal/units"},
@@ -105,7 +106,7 @@ var allowed = map[string][]string{
 	"configs":                      {},
 	"internal/config":              {"pipeline", "pipeline/fault", "internal/units", "internal/record"},
 	"internal/record":              {"pipeline"},
-	"internal/control":             {"pipeline"},
+	"internal/control":             {"pipeline", "internal/latency"},
 	"internal/lab":                 {},
 	"internal/lab/labtest":         {"internal/lab"},
 	"internal/lab/traffic":         {"internal/lab"},

@@ -11,6 +11,7 @@ import (
 	"penstock/stages/http"
 	"penstock/stages/ratelimit"
 	"penstock/stages/tcp"
+	"penstock/stages/tls"
 )
 
 // Builtin returns the registry of all kinds.
@@ -21,5 +22,6 @@ func Builtin() *pipeline.Registry {
 	pipeline.Register(r, http.Descriptor())
 	pipeline.Register(r, ratelimit.Descriptor())
 	pipeline.Register(r, tcp.Descriptor())
+	pipeline.Register(r, tls.Descriptor())
 	return r
 }

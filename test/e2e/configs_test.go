@@ -47,6 +47,7 @@ func TestShippedConfigs(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.origin(80)
+			r.tlsOrigin(443)
 			a := r.start()
 			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 			defer cancel()
@@ -60,6 +61,11 @@ func TestShippedConfigs(t *testing.T) {
 				}
 				if err := r.client().Bytes(ctx, r.addr(v6, 80), 1<<20, true); err != nil {
 					t.Errorf("%s: %v", ipName(v6), err)
+				}
+			}
+			for _, v6 := range []bool{false, true} {
+				if body, err := r.https(r.addr(v6, 443), "www.good.example", nil); err != nil || body != tlsBody {
+					t.Errorf("%s: %d bytes over TLS, %v", ipName(v6), len(body), err)
 				}
 			}
 			if s := a.status(); s.Totals.Packets == 0 {

@@ -55,6 +55,10 @@ func benchLoad(b *testing.B, conns int, l load) {
 	b.ReportMetric(float64(cpuTime()-before)/float64(b.N), "cpu-ns/op")
 	b.ReportMetric(float64(r.frames()-frames)/float64(b.N), "frames/op")
 	b.StopTimer()
+	r.bed.stage.Tick(time.Now().UnixNano())
+	if n := r.bed.count("retransmits"); n > 0 {
+		b.ReportMetric(float64(n)/float64(b.N), "retransmits/op")
+	}
 	r.over = true
 	if err := r.worker.Close(); err != nil {
 		b.Error(err)
@@ -71,8 +75,9 @@ func cpuTime() time.Duration {
 
 // rote is a worker and both ends of its connections.
 type rote struct {
-	b      *testing.B
+	b      testing.TB
 	load   load
+	bed    *bed
 	worker *pipeline.Worker
 	ports  [2]*rotePort
 	conns  map[uint16]*roteConn // by the client's port
@@ -111,7 +116,7 @@ type rotePort struct {
 	sent int
 }
 
-func newRote(b *testing.B, l load) *rote {
+func newRote(b testing.TB, l load) *rote {
 	const frameSize, frames = 2048, 8192
 	arena, err := pipeline.NewArena(make([]byte, frames*frameSize), frameSize, 64, 1)
 	if err != nil {
@@ -125,8 +130,8 @@ func newRote(b *testing.B, l load) *rote {
 		ports[i] = r.ports[i]
 	}
 	r.worker = pipeline.NewWorker(pipeline.WorkerOptions{Ports: ports, Infos: infos, Pool: arena.Pool(0)})
-	bed := &bed{t: b, worker: r.worker}
-	bed.build(func(o *stack.Options) { o.TimeWait = 50 * time.Millisecond }, nil)
+	r.bed = &bed{t: b, worker: r.worker}
+	r.bed.build(func(o *stack.Options) { o.TimeWait = 50 * time.Millisecond }, nil)
 	return r
 }
 

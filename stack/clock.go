@@ -7,9 +7,15 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 )
 
-// clock is netstack's clock. It stands still within a turn: netstack asks for
-// the time a dozen times for each segment, and what happens in one turn is as
-// good as simultaneous. A timer that fires sets it right first.
+// clock is netstack's clock. It stands still within a turn, but for a step after
+// each segment that is sent: netstack asks for the time a dozen times for each,
+// and what happens in one turn is as good as simultaneous. A timer that fires
+// sets it right first.
+//
+// The step matters. Of segments that were sent at the same time, netstack takes
+// those behind one that was acknowledged for older ones, which RACK then holds
+// to be lost (rackControl.detectLoss has the last comparison of RFC 8985, section
+// 6.2, step 5 the wrong way round).
 type clock struct {
 	env func() int64
 	now atomic.Pointer[instant]
@@ -51,16 +57,33 @@ func (c *clock) advance(now int64) {
 	}
 }
 
+// step moves the clock on by the least there is.
+func (c *clock) step() {
+	c.advance(c.now.Load().ns + 1)
+}
+
 // Now implements tcpip.Clock.
 func (c *clock) Now() time.Time { return time.Unix(0, c.now.Load().ns) }
 
 // NowMonotonic implements tcpip.Clock.
 func (c *clock) NowMonotonic() tcpip.MonotonicTime { return c.now.Load().mono }
 
+// leastTimer is the shortest time that a timer runs, as Linux has it for the
+// timers of loss detection (TCP_TIMEOUT_MIN, two jiffies). Netstack sets them to
+// fractions and small multiples of the round-trip time. Between machines of a
+// room that is less than either end may be kept from its processor, and whatever
+// was under way then would be sent again.
+const leastTimer = 4 * time.Millisecond
+
 // AfterFunc implements tcpip.Clock.
 func (c *clock) AfterFunc(d time.Duration, f func()) tcpip.Timer {
-	return tcpip.NewStdTimer(time.AfterFunc(d, func() {
+	return timer{time.AfterFunc(max(d, leastTimer), func() {
 		c.advance(c.env())
 		f()
-	}))
+	})}
 }
+
+type timer struct{ *time.Timer }
+
+// Reset implements tcpip.Timer.
+func (t timer) Reset(d time.Duration) { t.Timer.Reset(max(d, leastTimer)) }

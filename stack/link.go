@@ -25,6 +25,7 @@ const (
 type link struct {
 	mtu        uint32
 	wake       func()
+	clock      *clock
 	dropped    *pipeline.Counter
 	dispatcher nstack.NetworkDispatcher
 	bytes      atomic.Int64 // taken packets count until they are released
@@ -71,6 +72,9 @@ func (l *link) send(o outgoing) bool {
 	l.mu.Lock()
 	l.queue = append(l.queue, o)
 	l.mu.Unlock()
+	if o.len > 0 {
+		l.clock.step()
+	}
 	l.wake()
 	return true
 }

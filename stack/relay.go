@@ -168,7 +168,7 @@ func (s *Stack) give(f *flow, dir *direction, dst *leg, b []byte) int {
 		return 0
 	}
 	s.reader.b = b
-	n64, _ := dst.ep.Write(&s.reader, tcpip.WriteOptions{})
+	n64, _ := dst.ep.Write(&s.reader, tcpip.WriteOptions{Atomic: true}) // else the lock is let go of in between
 	s.reader.b = nil
 	n := int(n64)
 	dst.written += uint32(n)

@@ -108,8 +108,8 @@ func New(env *pipeline.Env, o Options) (*Stack, error) {
 		return nil, err
 	}
 	logTo(env.Log)
-	s.link = &link{mtu: uint32(mtu), wake: s.wake, dropped: s.n.txDropped}
 	s.clock = newClock(env.Now)
+	s.link = &link{mtu: uint32(mtu), wake: s.wake, clock: s.clock, dropped: s.n.txDropped}
 	s.ackTimer = s.clock.AfterFunc(time.Hour, func() { s.ackWake.Store(false); s.wake() })
 	s.ackTimer.Stop()
 	s.net = nstack.New(nstack.Options{

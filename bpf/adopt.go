@@ -25,7 +25,7 @@ type Chain struct {
 
 // heirlooms are the maps whose contents outlive an instance: the next one of the same name goes on with them, if they are of the
 // same shape.
-var heirlooms = []string{"flows"}
+var heirlooms = []string{"flows", "rewrites"}
 
 // will is what an instance leaves in writing, as JSON in a pinned map: what the numbers in the heirlooms stand for.
 type will struct {
@@ -203,7 +203,7 @@ func (s *Steerer) settle() error {
 			to = now[v.Chain]
 		}
 		switch {
-		case to < 0 || Action(v.Action) == ToChain && !s.opts.Chains[to].Resume:
+		case to < 0 || Action(uint8(v.Decision)) == ToChain && !s.opts.Chains[to].Resume:
 			forget = append(forget, *k)
 			if v.Reply == 0 {
 				s.inherited.Forgotten++
@@ -238,5 +238,5 @@ func (s *Steerer) settle() error {
 			return err
 		}
 	}
-	return nil
+	return s.table.adopt(s.eachFlow)
 }

@@ -1,11 +1,9 @@
 package bpf
 
 import (
-	"errors"
 	"fmt"
+	"os"
 	"time"
-
-	"github.com/cilium/ebpf"
 )
 
 // Timeouts say how long a flow may be idle, in both directions, before Expire removes it. A zero field is the default.
@@ -44,126 +42,203 @@ func (t Timeouts) withDefaults() Timeouts {
 	return t
 }
 
+// raw is the array of enum timeout (bpf/include/types.h).
+func (t *Timeouts) raw() [8]time.Duration {
+	return [...]time.Duration{t.TCPOpening, t.TCPEstablished, t.TCPHalfClosed, t.TCPClosed, t.UDP, t.UDPReplied, t.ICMP, t.Other}
+}
+
+// EndedFlow is a flow that is no longer in the table. Counters stand as they did when it was removed; a connection that was begun anew on
+// the same addresses and ports, after FIN or RST, has counters of its own only.
+type EndedFlow struct {
+	Key   FlowKey // of the direction that began the flow, as its packets arrived
+	Reply FlowKey // of the other one; Key.Reverse() unless it was rewritten
+	Why   EndReason
+
+	Packets, Bytes           uint64 // with Key
+	ReplyPackets, ReplyBytes uint64
+	TCPFlags, ReplyTCPFlags  uint8         // OR of all flag bytes
+	Start                    time.Duration // CLOCK_MONOTONIC, as Now returns it
+	LastSeen                 time.Duration // last packet of either direction
+	Chain                    uint16
+	Hash                     uint32
+	Action                   Action // ToChain; Bypass or Drop if it was offloaded
+}
+
+// EndReason says why a flow ended.
+type EndReason uint8
+
+// The reasons.
+const (
+	EndIdle    EndReason = iota
+	EndClosed            // FIN in both directions
+	EndReset             // RST
+	EndEvicted           // Evict
+)
+
+// String returns the reason's lower_snake name.
+func (r EndReason) String() string {
+	switch r {
+	case EndIdle:
+		return "idle"
+	case EndClosed:
+		return "closed"
+	case EndReset:
+		return "reset"
+	case EndEvicted:
+		return "evicted"
+	}
+	return fmt.Sprintf("end_reason_%d", uint8(r))
+}
+
 const (
 	tcpFIN = 0x01
 	tcpRST = 0x04
 )
 
-// of returns the timeout of a flow. reply is nil if its entry is missing.
-func (t *Timeouts) of(proto uint8, first, reply *steerFlow) time.Duration {
-	if reply == nil {
-		reply = &steerFlow{}
-	}
-	switch proto {
-	case ProtoTCP:
-		switch {
-		case (first.TcpFlags|reply.TcpFlags)&tcpRST != 0, first.TcpFlags&reply.TcpFlags&tcpFIN != 0:
-			return t.TCPClosed
-		case (first.TcpFlags|reply.TcpFlags)&tcpFIN != 0:
-			return t.TCPHalfClosed
-		case first.Packets == 0 || reply.Packets == 0:
-			return t.TCPOpening
-		}
-		return t.TCPEstablished
-	case ProtoUDP:
-		if first.Packets == 0 || reply.Packets == 0 {
-			return t.UDP
-		}
-		return t.UDPReplied
-	case ProtoICMP, ProtoICMPv6:
-		return t.ICMP
-	}
-	return t.Other
-}
-
-// shortest is the least that of can return for a protocol: an entry that is younger needs no look at its other direction.
-func (t *Timeouts) shortest(proto uint8) time.Duration {
-	switch proto {
-	case ProtoTCP:
-		return min(t.TCPOpening, t.TCPEstablished, t.TCPHalfClosed, t.TCPClosed)
-	case ProtoUDP:
-		return min(t.UDP, t.UDPReplied)
-	}
-	return t.of(proto, &steerFlow{}, nil)
-}
-
-// longest is the most that of can return for a protocol.
-func (t *Timeouts) longest(proto uint8) time.Duration {
-	switch proto {
-	case ProtoTCP:
-		return max(t.TCPOpening, t.TCPEstablished, t.TCPHalfClosed, t.TCPClosed)
-	case ProtoUDP:
-		return max(t.UDP, t.UDPReplied)
-	}
-	return t.shortest(proto)
-}
-
 // Expire removes the flows that have been idle for longer than their timeout, both directions together, and returns how many flows
-// (not entries) it removed. now is Now, or a moment of the same clock. It reads the whole table: call it every few seconds, from one
-// goroutine.
+// (not entries) it removed. now is Now, or a moment of the same clock. ended, which may be nil, is told of each; it must not call the
+// Steerer. The kernel looks at the whole table: call it every few seconds.
 //
 // A SYN that arrives just between the removal of the two directions may leave one of them behind; the SYN's repetition mends that.
-func (s *Steerer) Expire(now time.Duration, t Timeouts) (removed int, err error) {
+func (s *Steerer) Expire(now time.Duration, t Timeouts, ended func(*EndedFlow)) (removed int, err error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	if s.closed {
+		return 0, fmt.Errorf("expire flows: %w", os.ErrClosed)
+	}
+	s.table.settle(Now())
+	s.table.ending.Lock()
+	defer s.table.ending.Unlock()
 	t = t.withDefaults()
-	var failed error
-	err = s.eachFlow(func(k *steerFlowKey, v *steerFlow) bool {
-		// The entry of the first direction answers for both; one of the reply only if it stands alone, which is rare.
-		limit := t.shortest(k.Proto)
-		if v.Reply != 0 {
-			limit = t.longest(k.Proto)
+	b := le.AppendUint64(s.table.endBuf[:0], uint64(now))
+	for _, d := range t.raw() {
+		b = le.AppendUint64(b, uint64(d))
+	}
+	if _, err := s.table.ends.WriteAt(b, 0); err != nil {
+		return 0, fmt.Errorf("expire flows: %w", err)
+	}
+	// As often as the list of idle flows is full, within bounds: others may fill the table meanwhile.
+	for range 1 + 2*s.opts.MaxFlows/maxEndJobs {
+		n, found, err := s.table.expireSome(ended)
+		removed += n
+		if err != nil {
+			return removed, fmt.Errorf("expire flows: %w", err)
 		}
-		if idle(now, v) <= limit {
-			return true
+		if found < maxEndJobs {
+			break
 		}
-		var gone bool
-		if gone, failed = s.expire(now, &t, *k); gone {
-			removed++
-		}
-		return failed == nil
-	})
-	if err = errors.Join(err, failed); err != nil {
-		return removed, fmt.Errorf("expire flows: %w", err)
 	}
 	return removed, nil
 }
 
-// expire removes one flow if it is idle now: what the batch said may be old.
-func (s *Steerer) expire(now time.Duration, t *Timeouts, k steerFlowKey) (bool, error) {
-	v, err := s.flow(&k)
-	if v == nil || err != nil {
-		return false, err
+// Evict removes flows at once, each named by the key of either direction, and returns how many there were. ended is as for Expire. A TCP flow
+// that goes on is midstream; one that is offloaded loses its rewrite.
+func (s *Steerer) Evict(keys []FlowKey, ended func(*EndedFlow)) (removed int, err error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return 0, fmt.Errorf("evict flows: %w", os.ErrClosed)
 	}
-	back := k.reverse()
-	other, err := s.flow(&back)
-	if err != nil || v.Reply != 0 && other != nil {
-		return false, err
-	}
-	since := idle(now, v)
-	if other != nil {
-		since = min(since, idle(now, other))
-	}
-	if since <= t.of(k.Proto, v, other) {
-		return false, nil
-	}
-	for _, key := range []*steerFlowKey{&k, &back} {
-		if err := s.flows.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return false, err
+	s.table.ending.Lock()
+	defer s.table.ending.Unlock()
+	for len(keys) > 0 {
+		batch := keys[:min(len(keys), maxOffloadJobs)]
+		keys = keys[len(batch):]
+		for i := range batch {
+			raw := batch[i].raw()
+			if _, err := s.table.ends.WriteAt(appendFlowKey(s.table.endBuf[:0], &raw), int64(endHeader+i*endJobSize)); err != nil {
+				return removed, fmt.Errorf("evict flows: %w", err)
+			}
+		}
+		n, err := s.table.endSome(0, len(batch), true, ended)
+		removed += n
+		if err != nil {
+			return removed, fmt.Errorf("evict flows: %w", err)
 		}
 	}
-	return true, nil
+	return removed, nil
 }
 
-// flow returns an entry, or nil if there is none.
-func (s *Steerer) flow(k *steerFlowKey) (*steerFlow, error) {
-	var v steerFlow
-	err := s.flows.Lookup(k, &v)
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil, nil
+// expireSome wants ending held, and the moment and the timeouts written.
+func (t *table) expireSome(ended func(*EndedFlow)) (removed, found int, err error) {
+	if _, err := t.find.Run(nil); err != nil {
+		return 0, 0, err
 	}
-	return &v, err
+	count, err := readUint32(t.ends, endCount)
+	if err != nil {
+		return 0, 0, err
+	}
+	found = min(int(count), maxEndJobs)
+	for from := 0; from < found; from += maxOffloadJobs {
+		n, err := t.endSome(from, min(from+maxOffloadJobs, found), false, ended)
+		removed += n
+		if err != nil {
+			return removed, found, err
+		}
+	}
+	return removed, found, nil
 }
 
-// idle is negative for an entry that was used after now.
-func idle(now time.Duration, v *steerFlow) time.Duration { return now - time.Duration(v.LastSeen) }
+// endSome removes the flows of some jobs and tells of them. It wants ending held.
+func (t *table) endSome(from, to int, evict bool, ended func(*EndedFlow)) (removed int, err error) {
+	b := le.AppendUint32(t.endBuf[:0], uint32(from))
+	b = le.AppendUint32(b, uint32(to))
+	b = le.AppendUint32(b, 0)
+	if evict {
+		b[8] = 1
+	}
+	if _, err := t.ends.WriteAt(b, endFrom); err != nil {
+		return 0, err
+	}
+	t.mu.Lock()
+	_, err = t.end.Run(nil)
+	t.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	b = t.endBuf[:(to-from)*endJobSize]
+	if _, err := t.ends.ReadAt(b, int64(endHeader+from*endJobSize)); err != nil {
+		return 0, err
+	}
+	var decisions [maxOffloadJobs]uint64
+	for ; len(b) > 0; b = b[endJobSize:] {
+		if le.Uint32(b[jobResult:]) == 0 {
+			continue
+		}
+		key, first, other, reply := readFlowKey(b), readFlow(b[endFlow:]), readFlowKey(b[endOther:]), readFlow(b[endFlow+64:])
+		decisions[removed] = first.Decision
+		removed++
+		if ended != nil {
+			ended(endedFlow(&key, &other, &first, &reply, evict))
+		}
+	}
+	t.mu.Lock()
+	for _, d := range decisions[:removed] {
+		t.slots.drop(d)
+	}
+	t.mu.Unlock()
+	return removed, nil
+}
+
+// endedFlow makes one of a flow's two entries, in either order; the second is zero if it was not there.
+func endedFlow(key, other *steerFlowKey, f, r *steerFlow, evicted bool) *EndedFlow {
+	if f.Reply != 0 {
+		key, other, f, r = other, key, r, f
+	}
+	e := &EndedFlow{
+		Key: key.key(), Reply: other.key(), Packets: f.Packets, Bytes: f.Bytes, ReplyPackets: r.Packets, ReplyBytes: r.Bytes,
+		TCPFlags: uint8(f.TcpFlags), ReplyTCPFlags: uint8(r.TcpFlags),
+		Start: time.Duration(max(f.Start, r.Start)), LastSeen: time.Duration(max(f.LastSeen, r.LastSeen)),
+		Chain: max(f.Chain, r.Chain), Hash: max(f.Hash, r.Hash), Action: Action(uint8(f.Decision)),
+	}
+	switch {
+	case evicted:
+		e.Why = EndEvicted
+	case key.Proto != ProtoTCP:
+	case (e.TCPFlags|e.ReplyTCPFlags)&tcpRST != 0:
+		e.Why = EndReset
+	case e.TCPFlags&e.ReplyTCPFlags&tcpFIN != 0:
+		e.Why = EndClosed
+	}
+	return e
+}

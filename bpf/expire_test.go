@@ -57,7 +57,7 @@ func TestExpire(t *testing.T) {
 			now := Now()
 			expire := func(at time.Duration, want int) {
 				t.Helper()
-				if n, err := r.Expire(at, times); err != nil || n != want {
+				if n, err := r.Expire(at, times, nil); err != nil || n != want {
 					t.Errorf("expire after %v: %d, %v; want %d", at-now, n, err, want)
 				}
 			}
@@ -102,10 +102,10 @@ func TestExpireLooksAtBothDirections(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if n, err := r.Expire(Now(), Timeouts{}); n != 0 || err != nil || len(r.entries()) != 2 {
+		if n, err := r.Expire(Now(), Timeouts{}, nil); n != 0 || err != nil || len(r.entries()) != 2 {
 			t.Errorf("one direction is in use: %d removed, %v, %d entries left", n, err, len(r.entries()))
 		}
-		if n, err := r.Expire(Now()+3*time.Hour, Timeouts{}); n != 1 || err != nil || len(r.entries()) != 0 {
+		if n, err := r.Expire(Now()+3*time.Hour, Timeouts{}, nil); n != 1 || err != nil || len(r.entries()) != 0 {
 			t.Errorf("both are idle: %d removed, %v, %d entries left", n, err, len(r.entries()))
 		}
 	}
@@ -120,7 +120,7 @@ func TestExpireRemovesHalfAFlow(t *testing.T) {
 		if err := r.flows.Delete(&k); err != nil {
 			t.Fatal(err)
 		}
-		if n, err := r.Expire(Now()+3*time.Hour, Timeouts{}); n != 1 || err != nil || len(r.entries()) != 0 {
+		if n, err := r.Expire(Now()+3*time.Hour, Timeouts{}, nil); n != 1 || err != nil || len(r.entries()) != 0 {
 			t.Errorf("%d removed, %v, %d entries left; want 1 and none", n, err, len(r.entries()))
 		}
 	}
@@ -155,7 +155,7 @@ func TestExpireMany(t *testing.T) {
 			}
 		}
 	}
-	if got, err := r.Expire(Now(), Timeouts{}); got != old || err != nil {
+	if got, err := r.Expire(Now(), Timeouts{}, nil); got != old || err != nil {
 		t.Errorf("removed %d, %v; want %d", got, err, old)
 	}
 	if got := len(r.entries()); got != 2*(n-old) {

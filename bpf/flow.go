@@ -113,14 +113,20 @@ func (s *Steerer) eachFlow(fn func(*steerFlowKey, *steerFlow) bool) error {
 	}
 }
 
+// flow returns an entry, or nil if there is none.
+func (s *Steerer) flow(k *steerFlowKey) (*steerFlow, error) {
+	var v steerFlow
+	err := s.flows.Lookup(k, &v)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, nil
+	}
+	return &v, err
+}
+
 func entryOf(k *steerFlowKey, v *steerFlow) FlowEntry {
 	e := FlowEntry{
-		FlowKey: FlowKey{
-			Src: wordsAddr(k.Src, k.Family), Dst: wordsAddr(k.Dst, k.Family),
-			SrcPort: swap16(k.Sport), DstPort: swap16(k.Dport),
-			Proto: k.Proto, VLAN: k.Vlan,
-		},
-		Chain: v.Chain, Hash: v.Hash, Action: Action(v.Action), Reply: v.Reply != 0, InPort: int(v.InPort), TCPFlags: uint8(v.TcpFlags),
+		FlowKey: k.key(),
+		Chain:   v.Chain, Hash: v.Hash, Action: Action(uint8(v.Decision)), Reply: v.Reply != 0, InPort: int(v.InPort), TCPFlags: uint8(v.TcpFlags),
 		Packets: v.Packets, Bytes: v.Bytes,
 		Start: time.Duration(v.Start), LastSeen: time.Duration(v.LastSeen),
 	}
@@ -142,11 +148,12 @@ func (k FlowKey) raw() steerFlowKey {
 	return r
 }
 
-func (k *steerFlowKey) reverse() steerFlowKey {
-	r := *k
-	r.Src, r.Dst = k.Dst, k.Src
-	r.Sport, r.Dport = k.Dport, k.Sport
-	return r
+// key is the inverse of raw.
+func (k *steerFlowKey) key() FlowKey {
+	return FlowKey{
+		Src: wordsAddr(k.Src, k.Family), Dst: wordsAddr(k.Dst, k.Family), SrcPort: swap16(k.Sport), DstPort: swap16(k.Dport),
+		Proto: k.Proto, VLAN: k.Vlan,
+	}
 }
 
 const noPort = 0xffff

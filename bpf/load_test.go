@@ -73,7 +73,7 @@ func TestClosedSteerer(t *testing.T) {
 	if err := r.Flows(func(FlowEntry) bool { return true }); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("flows: %v", err)
 	}
-	if _, err := r.Expire(Now(), Timeouts{}); !errors.Is(err, os.ErrClosed) {
+	if _, err := r.Expire(Now(), Timeouts{}, nil); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("expire: %v", err)
 	}
 }

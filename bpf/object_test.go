@@ -11,10 +11,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cilium/ebpf"
 )
 
 // The object in the repository is made from the C sources in the repository.
@@ -60,10 +63,56 @@ func TestConstantsAgree(t *testing.T) {
 	}
 	for name, size := range map[string]int{
 		"flows": binary.Size(steerFlow{}), "fragments": binary.Size(steerFragment{}),
-		"rules": binary.Size(steerRuleList{}), "counters": binary.Size(steerCounter{}),
+		"rules": binary.Size(steerRuleList{}), "counters": binary.Size(steerCounter{}), "rewrites": binary.Size(steerRewrite{}),
+		"offload_jobs": offloadHeader + maxOffloadJobs*offloadJobSize, "end_jobs": endHeader + maxEndJobs*endJobSize,
 	} {
 		if got := spec.Maps[name].ValueSize; got != uint32(size) {
 			t.Errorf("a value of %s has %d bytes in C, %d in Go", name, got, size)
+		}
+	}
+}
+
+// Where Go reads and writes in the memory that it shares with the programs of table.h.
+func TestOffsetsAgree(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		of   any
+		at   map[string]int
+		size int
+	}{
+		{"offload_job", steerOffloadJob{}, map[string]int{"Result": jobResult, "Before": jobBefore}, offloadJobSize},
+		{"end_job", steerEndJob{}, map[string]int{"Result": jobResult, "Other": endOther, "Flow": endFlow}, endJobSize},
+		{"end_work", steerEndWork{}, map[string]int{"From": endFrom, "Count": endCount, "Job": endHeader}, endHeader + maxEndJobs*endJobSize},
+	} {
+		typ := reflect.TypeOf(c.of)
+		if int(typ.Size()) != c.size {
+			t.Errorf("%s has %d bytes, want %d", c.name, typ.Size(), c.size)
+		}
+		for field, at := range c.at {
+			if f, ok := typ.FieldByName(field); !ok || int(f.Offset) != at {
+				t.Errorf("%s.%s is at %d, want %d", c.name, field, f.Offset, at)
+			}
+		}
+	}
+	for r, name := range map[OffloadResult]string{
+		OffloadTaken: "taken", OffloadGone: "flow_gone", OffloadChanged: "flow_changed", OffloadReplyInUse: "reply_in_use",
+		OffloadTableFull: "flow_table_full", OffloadSlotsFull: "rewrites_full", 9: "offload_result_9",
+	} {
+		if r.String() != name {
+			t.Errorf("result %d is called %q, want %q", r, r, name)
+		}
+	}
+	for _, c := range []struct {
+		c    steerOffloadResult
+		inGo OffloadResult
+	}{
+		{steerOffloadResultOFFLOAD_TAKEN, OffloadTaken}, {steerOffloadResultOFFLOAD_FLOW_GONE, OffloadGone},
+		{steerOffloadResultOFFLOAD_FLOW_CHANGED, OffloadChanged}, {steerOffloadResultOFFLOAD_REPLY_IN_USE, OffloadReplyInUse},
+		{steerOffloadResultOFFLOAD_FLOW_TABLE_FULL, OffloadTableFull}, {steerOffloadResultOFFLOAD_REWRITES_FULL, OffloadSlotsFull},
+		{steerOffloadResultOFFLOAD_RESULT_COUNT, OffloadResult(NumOffloadResults)},
+	} {
+		if int(c.c) != int(c.inGo) {
+			t.Errorf("result %s is %d in C", c.inGo, c.c)
 		}
 	}
 }
@@ -116,7 +165,9 @@ func TestREADMEListsTheReasons(t *testing.T) {
 // The kernel gives a program up after a million verified instructions, and loading one takes time in proportion. A change that makes
 // the verifier walk far more paths than before is noticed here.
 func TestInstructionCeiling(t *testing.T) {
-	const verifiedCeiling, objectCeiling = 120_000, 3_000
+	// The translator brought 1200 instructions in the object and 11,000 verified ones: its steps are global functions, so that the walk
+	// over TCP options is looked at once. More than the ceilings means that something has multiplied.
+	const verifiedCeiling, objectCeiling, tableCeiling = 120_000, 5_500, 10_000
 	spec, err := loadSteer()
 	if err != nil {
 		t.Fatal(err)
@@ -144,6 +195,18 @@ func TestInstructionCeiling(t *testing.T) {
 		t.Logf("%s: %d verified instructions", o.name, verified)
 		if verified == 0 || verified > verifiedCeiling {
 			t.Errorf("%s: %d verified instructions, the ceiling is %d", o.name, verified, verifiedCeiling)
+		}
+	}
+	table := &newRig(t, nil).table
+	for name, p := range map[string]*ebpf.Program{"offload_flows": table.offload, "find_idle_flows": table.find, "end_flows": table.end} {
+		info, err := p.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		verified, _ := info.VerifiedInstructions()
+		t.Logf("%s: %d verified instructions", name, verified)
+		if verified == 0 || verified > tableCeiling {
+			t.Errorf("%s: %d verified instructions, the ceiling is %d", name, verified, tableCeiling)
 		}
 	}
 }

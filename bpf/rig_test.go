@@ -75,6 +75,7 @@ type rigOptions struct {
 	Malformed Malformed
 	Silence   time.Duration
 	MaxFlows  uint32
+	Rewrites  uint32
 }
 
 func TestMain(m *testing.M) {
@@ -108,7 +109,7 @@ func newRig(t testing.TB, change func(*Options)) *rig {
 	if change != nil {
 		change(&o)
 	}
-	key := rigOptions{o.Default, o.Midstream, o.OnExit, o.Malformed, o.Silence, o.MaxFlows}
+	key := rigOptions{o.Default, o.Midstream, o.OnExit, o.Malformed, o.Silence, o.MaxFlows, o.MaxRewrites}
 	r := &rig{Steerer: shared.rigs[key], t: t}
 	if r.Steerer == nil {
 		r.Steerer = loadIn(t, shared.ns, o)
@@ -169,6 +170,16 @@ func (r *rig) listen(port int) {
 // length, if the action is not the verdict's, or if a byte of the packet was changed.
 func (r *rig) run(port int, packet []byte) outcome {
 	r.t.Helper()
+	o := r.rewritten(port, packet)
+	if !bytes.Equal(o.data, packet) {
+		r.t.Fatalf("the packet was changed from\n%x to\n%x", packet, o.data)
+	}
+	return o
+}
+
+// rewritten is run for a packet that may be changed.
+func (r *rig) rewritten(port int, packet []byte) outcome {
+	r.t.Helper()
 	before := r.counts()
 	action, out := r.raw(port, packet)
 	o := outcome{data: out}
@@ -194,9 +205,6 @@ func (r *rig) run(port int, packet []byte) outcome {
 	if len(out) == len(packet)+MetaSize {
 		o.chain, o.hash, o.meta = ReadMeta(out)
 		o.data = out[MetaSize:]
-	}
-	if !bytes.Equal(o.data, packet) {
-		r.t.Fatalf("the packet was changed from\n%x to\n%x", packet, o.data)
 	}
 	if o.meta != (o.verdict == VerdictSocket && o.reason.String() != "no_metadata") {
 		r.t.Fatalf("verdict %s (%s): metadata is %t", o.verdict, o.reason, o.meta)
@@ -247,12 +255,14 @@ func (r *rig) entries() map[FlowKey]FlowEntry {
 // forget empties the flow table and the fragments.
 func (r *rig) forget() {
 	r.t.Helper()
+	var flows []FlowKey
 	for k := range r.entries() {
-		raw := k.raw()
-		if err := r.flows.Delete(&raw); err != nil {
-			r.t.Fatal(err)
-		}
+		flows = append(flows, k)
 	}
+	if _, err := r.Evict(flows, nil); err != nil {
+		r.t.Fatal(err)
+	}
+	r.table.settle(Now())
 	var keys []steerFragmentKey
 	var k steerFragmentKey
 	var v steerFragment

@@ -13,6 +13,8 @@
 #include "include/flow.h"
 #include "include/route.h"
 #include "include/rules.h"
+#include "include/table.h"
+#include "include/translate.h"
 
 /* Metadata of exactly eight bytes, sixteen in router mode, whatever a driver left there before, so that they end where the frame
  * begins. */
@@ -82,6 +84,7 @@ static __always_inline int deliver(struct xdp_md *ctx, __u16 chain, __u32 hash, 
 static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, struct route *r, __u64 now)
 {
 	__u32 hash = flow_hash(&p->key);
+	enum installed installed;
 	enum listener listener;
 	enum action action;
 	__u16 chain;
@@ -120,38 +123,63 @@ static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, 
 			return deliver_routed(ctx, chain, hash, REASON_FLOW_NEW, r);
 		}
 	}
-	if (!flow_install(p, &chain, hash, frame_len(ctx), now)) {
+	installed = flow_install(p, &chain, hash, frame_len(ctx), now);
+	if (installed != INSTALLED) {
 		fragment_note(p, ACTION_BYPASS, 0, 0);
-		return steer_default(ctx, REASON_FLOW_TABLE_FULL);
+		return steer_default(ctx, installed == INSTALL_CONFLICT ? REASON_FLOW_CONFLICT : REASON_FLOW_TABLE_FULL);
 	}
 	fragment_note(p, ACTION_CHAIN, chain, hash);
 	return deliver_routed(ctx, chain, hash, REASON_FLOW_NEW, r);
 }
 
-static __always_inline int offloaded(struct xdp_md *ctx, struct packet *p, __u8 action, struct route *r, bool note)
+/* A packet that should be changed and is not goes up as it came, not routed either. Its receiver could do nothing with it as it is: if
+ * nobody listens, it is dropped. */
+static __always_inline int steer_unchanged(struct xdp_md *ctx, __u16 chain, __u32 hash, __u64 now, enum reason reason, struct route *r)
 {
-	fragment_note(p, action, 0, 0);
-	if (action == ACTION_DROP)
-		return steer_exit(ctx, VERDICT_DROP, REASON_FLOW_OFFLOADED);
-	if (default_action == DEFAULT_ROUTE)
-		return route_out(ctx, r, REASON_FLOW_OFFLOADED, note);
-	return steer_default(ctx, REASON_FLOW_OFFLOADED);
+	if (find_listener(ctx, now) != LISTENER_THERE)
+		return steer_exit(ctx, VERDICT_DROP, reason);
+	__builtin_memset(r, 0, sizeof(*r));
+	route_is(r, ROUTE_KERNEL, reason);
+	return deliver_routed(ctx, chain, hash, reason, r);
+}
+
+/* What was decided on an offloaded flow is done with one of its packets. routed: in router mode, the way that XDP finds. */
+static __always_inline int steer_offloaded(struct xdp_md *ctx, __u64 decision, __u16 chain, __u32 hash, __u64 now, enum reason reason,
+					   struct route *r, bool note, bool routed)
+{
+	if (decision_action(decision) == ACTION_DROP)
+		return steer_exit(ctx, VERDICT_DROP, reason);
+	if (decision >> DECISION_REWRITE_SHIFT) {
+		enum translated t = translate(ctx, decision);
+
+		if (t != TRANSLATED)
+			return steer_unchanged(ctx, chain, hash, now, t == TRANSLATE_STALE ? REASON_REWRITE_STALE : REASON_REWRITE_SLOW, r);
+	}
+	if (decision_egress(decision))
+		return steer_out(ctx, decision_egress(decision) - 1, reason);
+	if (default_action == DEFAULT_ROUTE && routed)
+		return route_out(ctx, r, reason, note);
+	return steer_default(ctx, reason);
 }
 
 static __always_inline int steer_flow(struct xdp_md *ctx, struct packet *p, struct route *r)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, &p->key);
 	__u64 now = bpf_ktime_get_coarse_ns();
+	__u64 decision;
 	bool note;
 
 	if (!f)
 		return steer_new_flow(ctx, p, r, now);
 	note = flow_note(f, now);
 	flow_count(p, f, frame_len(ctx), now);
-	if (f->action != ACTION_CHAIN) {
-		if (!is_pure_syn(p))
-			return offloaded(ctx, p, f->action, r, note);
-		flow_recall(p, f);
+	decision = decision_of(f);
+	if (decision_action(decision) != ACTION_CHAIN) {
+		if (!is_pure_syn(p)) {
+			fragment_note(p, decision, f->chain, f->hash);
+			return steer_offloaded(ctx, decision, f->chain, f->hash, now, REASON_FLOW_OFFLOADED, r, note, true);
+		}
+		flow_recall(p, f, decision);
 	}
 	fragment_note(p, ACTION_CHAIN, f->chain, f->hash);
 	return deliver(ctx, f->chain, f->hash, now, REASON_FLOW_KNOWN, r, note);
@@ -167,21 +195,22 @@ static __always_inline int steer_fragment(struct xdp_md *ctx, struct packet *p, 
 	f = bpf_map_lookup_elem(&fragments, &k);
 	if (!f || now - f->seen > FRAGMENT_LIFETIME_NS)
 		return steer_default(ctx, REASON_FRAGMENT_UNKNOWN);
-	switch (f->action) {
-	case ACTION_CHAIN:
+	if (decision_action(f->decision) == ACTION_CHAIN)
 		return deliver(ctx, f->chain, f->hash, now, REASON_FRAGMENT_KNOWN, r, false);
-	case ACTION_DROP:
-		return steer_exit(ctx, VERDICT_DROP, REASON_FRAGMENT_KNOWN);
-	default:
-		return steer_default(ctx, REASON_FRAGMENT_KNOWN);
-	}
+	return steer_offloaded(ctx, f->decision, f->chain, f->hash, now, REASON_FRAGMENT_KNOWN, r, false, f->decision >> DECISION_REWRITE_SHIFT);
 }
 
 /* Not counted in the flow: an error, which anybody can send, must not keep a flow alive. */
 static __always_inline int steer_icmp_error(struct xdp_md *ctx, struct packet *p, struct route *r)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, &p->key);
+	struct flow_key reverse;
 
+	if (!f) {
+		/* What it quotes may have been rewritten on its way out: then only the answers' key is known. */
+		flow_reverse(&p->key, &reverse);
+		f = bpf_map_lookup_elem(&flows, &reverse);
+	}
 	if (!f)
 		return steer_default(ctx, REASON_ICMP_ERROR_UNKNOWN);
 	return deliver(ctx, f->chain, f->hash, bpf_ktime_get_coarse_ns(), REASON_ICMP_ERROR, r, false);

@@ -23,6 +23,9 @@ const (
 // DefaultMaxFlows is the size of the flow table unless Options say otherwise.
 const DefaultMaxFlows = 131072
 
+// DefaultMaxRewrites is how many flows can be rewritten unless Options say otherwise.
+const DefaultMaxRewrites = 65536
+
 // Port is an interface that the program is attached to.
 type Port struct {
 	Name    string // as in the configuration: used in errors and in the names of pins
@@ -86,6 +89,10 @@ type Options struct {
 	// Chains are those that the rules name, by number: for who inherits flows. They may be left out.
 	Chains []Chain
 
+	// MaxRewrites is how many offloaded flows can have a rewrite (OffloadFlow.Rewrite) or replies under another key at once; 0 is
+	// DefaultMaxRewrites, or MaxFlows if that is less. 256 bytes each are taken at load.
+	MaxRewrites uint32
+
 	// PinRoot is a folder on a bpffs (EnsureBPFFS) below which maps and links are pinned, so that the wire stays connected
 	// when this process dies, and the next instance of the name can take over. "": nothing is pinned.
 	PinRoot string
@@ -114,6 +121,7 @@ type Steerer struct {
 	beatMemory *ebpf.Memory // that of beats
 
 	router router
+	table  table
 }
 
 // Load checks o and loads one program for each port; nothing is attached yet, no packet touched, and nothing pinned. If an instance
@@ -132,6 +140,9 @@ func Load(o Options) (*Steerer, error) {
 	}
 	if o.MaxFlows == 0 {
 		o.MaxFlows = DefaultMaxFlows
+	}
+	if o.MaxRewrites == 0 {
+		o.MaxRewrites = min(DefaultMaxRewrites, o.MaxFlows)
 	}
 	s := &Steerer{opts: o, ports: make([]attachment, len(o.Ports))}
 	if err := s.load(); err != nil {
@@ -173,6 +184,9 @@ func (o *Options) check() error {
 	if o.MaxFlows > 1<<24 {
 		return fmt.Errorf("want at most %d flows, got %d", 1<<24, o.MaxFlows)
 	}
+	if o.MaxRewrites > maxRewrites {
+		return fmt.Errorf("want at most %d rewrites, got %d", maxRewrites, o.MaxRewrites)
+	}
 	_, err := CompileRules(o.Rules, len(o.Ports))
 	return err
 }
@@ -203,6 +217,7 @@ func (s *Steerer) load() error {
 			return err
 		}
 		spec.Maps["flows"].MaxEntries = 2 * s.opts.MaxFlows
+		spec.Maps["rewrites"].MaxEntries = 2 * (1 + s.opts.MaxRewrites)
 		spec.Maps["sockets"].MaxEntries = n * MaxQueues
 		spec.Maps["beats"].MaxEntries = n * MaxQueues
 		spec.Maps["peers"].MaxEntries = n
@@ -219,44 +234,52 @@ func (s *Steerer) load() error {
 				return err
 			}
 		}
+		if err := s.setRouter(spec); err != nil {
+			return err
+		}
 		if i == 0 {
 			shared = s.inherit(spec)
 			defer closeMaps(shared)
+		} else { // the maps are there, and the programs that user space runs on them
+			var obj struct {
+				Steer *ebpf.Program `ebpf:"steer"`
+			}
+			if err := spec.LoadAndAssign(&obj, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
+				return err
+			}
+			s.ports[i].prog = obj.Steer
+			continue
 		}
 		var obj struct {
 			Steer *ebpf.Program `ebpf:"steer"`
 			steerMaps
-		}
-		if err := s.setRouter(spec); err != nil {
-			return err
+			tablePrograms
 		}
 		if err := spec.LoadAndAssign(&obj, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
 			return err
 		}
 		s.ports[i].prog = obj.Steer
-		if i > 0 {
-			if err := obj.steerMaps.Close(); err != nil {
-				return err
-			}
-			continue
-		}
 		s.flows, s.frags, s.rules, s.rulesActive = obj.Flows, obj.Fragments, obj.Rules, obj.RulesActive
 		s.sockets, s.beats, s.peers, s.counters = obj.Sockets, obj.Beats, obj.Peers, obj.Counters
 		s.router.macs, s.router.hops, s.router.answers = obj.PortMacs, obj.Hops, obj.RouteAnswers
 		if s.beatMemory, err = s.beats.Memory(); err != nil {
 			return fmt.Errorf("map memory of heartbeats: %w", err)
 		}
+		if err := s.table.open(&obj.steerMaps, &obj.tablePrograms, s.opts.MaxRewrites); err != nil {
+			return err
+		}
 		shared = s.maps()
 	}
-	switch s.opts.Default {
-	case DefaultPass:
-		return nil
-	case DefaultRoute:
+	if s.opts.Default == DefaultRoute {
 		return s.loadRouter(shared)
 	}
 	for i := range s.opts.Ports {
-		if err := s.peers.Put(uint32(i), uint32(s.opts.Ports[i^1].Ifindex)); err != nil {
-			return fmt.Errorf("set peer of port %q to %s: %w", s.opts.Ports[i].Name, ifaceName(s.opts.Ports[i^1].Ifindex), err)
+		peer := i
+		if s.opts.Default == DefaultBridge {
+			peer = i ^ 1
+		}
+		if err := s.peers.Put(uint32(i), uint32(s.opts.Ports[peer].Ifindex)); err != nil {
+			return fmt.Errorf("set peer of port %q to %s: %w", s.opts.Ports[i].Name, ifaceName(s.opts.Ports[peer].Ifindex), err)
 		}
 	}
 	return nil
@@ -268,6 +291,7 @@ func (s *Steerer) maps() map[string]*ebpf.Map {
 		"flows": s.flows, "fragments": s.frags, "rules": s.rules, "rules_active": s.rulesActive,
 		"sockets": s.sockets, "beats": s.beats, "peers": s.peers, "counters": s.counters,
 		"port_macs": s.router.macs, "hops": s.router.hops, "route_answers": s.router.answers,
+		"rewrites": s.table.rewrites, "offload_jobs": s.table.offloadJobs, "end_jobs": s.table.endJobs,
 	}
 }
 
@@ -352,6 +376,7 @@ func (s *Steerer) release() {
 		a.link, a.prog = nil, nil
 	}
 	s.router.release()
+	s.table.close()
 	closeMaps(s.maps())
 	s.closed = true
 }
@@ -376,7 +401,7 @@ func explainLoad(err error) error {
 	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
 		return fmt.Errorf("no permission; %s: %w", grant, err)
 	case errors.Is(err, unix.ENOMEM):
-		return fmt.Errorf("no memory for the maps; mend: a lower MaxFlows: %w", err)
+		return fmt.Errorf("no memory for the maps; mend: a lower MaxFlows or MaxRewrites: %w", err)
 	}
 	return err
 }

@@ -27,8 +27,29 @@ const (
 	steerDefaultActionDEFAULT_ROUTE  steerDefaultAction = 2
 )
 
+type steerEndJob struct {
+	_      structs.HostLayout
+	Key    steerFlowKey
+	Result uint32
+	Other  steerFlowKey
+	Pad    uint32
+	Flow   [2]steerFlow
+}
+
+type steerEndWork struct {
+	_       structs.HostLayout
+	Now     uint64
+	Timeout [8]uint64
+	From    uint32
+	To      uint32
+	Evict   uint32
+	Count   uint32
+	Job     [4096]steerEndJob
+}
+
 type steerFlow struct {
 	_        structs.HostLayout
+	Decision uint64
 	Start    uint64
 	LastSeen uint64
 	Packets  uint64
@@ -37,10 +58,8 @@ type steerFlow struct {
 	TcpFlags uint32
 	Chain    uint16
 	InPort   uint16
-	Action   uint8
 	Reply    uint8
-	Pad      [2]uint8
-	Reserved [2]uint64
+	Pad      [11]uint8
 }
 
 type steerFlowKey struct {
@@ -56,12 +75,12 @@ type steerFlowKey struct {
 }
 
 type steerFragment struct {
-	_      structs.HostLayout
-	Seen   uint64
-	Hash   uint32
-	Chain  uint16
-	Action uint8
-	Pad    uint8
+	_        structs.HostLayout
+	Seen     uint64
+	Decision uint64
+	Hash     uint32
+	Chain    uint16
+	Pad      uint16
 }
 
 type steerFragmentKey struct {
@@ -102,6 +121,37 @@ const (
 	steerMidstreamMIDSTREAM_DROP    steerMidstream = 2
 )
 
+type steerOffloadJob struct {
+	_             structs.HostLayout
+	Key           steerFlowKey
+	Result        uint32
+	Reply         steerFlowKey
+	Pad           uint32
+	Decision      uint64
+	ReplyDecision uint64
+	Before        uint64
+	Rewrite       [2]steerRewrite
+}
+
+type steerOffloadResult uint32
+
+const (
+	steerOffloadResultOFFLOAD_TAKEN           steerOffloadResult = 0
+	steerOffloadResultOFFLOAD_FLOW_GONE       steerOffloadResult = 1
+	steerOffloadResultOFFLOAD_FLOW_CHANGED    steerOffloadResult = 2
+	steerOffloadResultOFFLOAD_REPLY_IN_USE    steerOffloadResult = 3
+	steerOffloadResultOFFLOAD_FLOW_TABLE_FULL steerOffloadResult = 4
+	steerOffloadResultOFFLOAD_REWRITES_FULL   steerOffloadResult = 5
+	steerOffloadResultOFFLOAD_RESULT_COUNT    steerOffloadResult = 6
+)
+
+type steerOffloadWork struct {
+	_     structs.HostLayout
+	Count uint32
+	Pad   uint32
+	Job   [256]steerOffloadJob
+}
+
 type steerOnExit uint32
 
 const (
@@ -122,42 +172,68 @@ const (
 	steerReasonREASON_FLOW_NEW             steerReason = 1
 	steerReasonREASON_FRAGMENT_KNOWN       steerReason = 2
 	steerReasonREASON_ICMP_ERROR           steerReason = 3
-	steerReasonREASON_NO_METADATA          steerReason = 4
-	steerReasonREASON_FLOW_OFFLOADED       steerReason = 5
-	steerReasonREASON_NOT_IP               steerReason = 6
-	steerReasonREASON_VLAN_DEPTH           steerReason = 7
-	steerReasonREASON_NO_RULE              steerReason = 8
-	steerReasonREASON_NO_SOCKET_OPEN       steerReason = 9
-	steerReasonREASON_WORKER_SILENT_OPEN   steerReason = 10
-	steerReasonREASON_FLOW_TABLE_FULL      steerReason = 11
-	steerReasonREASON_FRAGMENT_UNKNOWN     steerReason = 12
-	steerReasonREASON_ICMP_ERROR_UNKNOWN   steerReason = 13
-	steerReasonREASON_ICMP_NEIGHBOR        steerReason = 14
-	steerReasonREASON_RULE_BYPASS          steerReason = 15
-	steerReasonREASON_RULE_DROP            steerReason = 16
-	steerReasonREASON_MIDSTREAM            steerReason = 17
-	steerReasonREASON_NO_SOCKET_CLOSED     steerReason = 18
-	steerReasonREASON_WORKER_SILENT_CLOSED steerReason = 19
-	steerReasonREASON_NO_PEER              steerReason = 20
-	steerReasonREASON_TRUNCATED            steerReason = 21
-	steerReasonREASON_IP_VERSION           steerReason = 22
-	steerReasonREASON_IP_HEADER_LENGTH     steerReason = 23
-	steerReasonREASON_IP_LENGTH            steerReason = 24
-	steerReasonREASON_IP6EXTENSIONS        steerReason = 25
-	steerReasonREASON_TINY_FRAGMENT        steerReason = 26
-	steerReasonREASON_TCP_OFFSET           steerReason = 27
-	steerReasonREASON_UDP_LENGTH           steerReason = 28
-	steerReasonREASON_ROUTE_FRAME          steerReason = 29
-	steerReasonREASON_ROUTE_TTL            steerReason = 30
-	steerReasonREASON_ROUTE_TOO_BIG        steerReason = 31
-	steerReasonREASON_ROUTE_NONE           steerReason = 32
-	steerReasonREASON_ROUTE_DISABLED       steerReason = 33
-	steerReasonREASON_ROUTE_NO_NEIGHBOR    steerReason = 34
-	steerReasonREASON_ROUTE_OFF_PORT       steerReason = 35
-	steerReasonREASON_ROUTE_BY_KERNEL      steerReason = 36
-	steerReasonREASON_ROUTE_INJECTED       steerReason = 37
-	steerReasonREASON_COUNT                steerReason = 38
+	steerReasonREASON_REWRITE_SLOW         steerReason = 4
+	steerReasonREASON_REWRITE_STALE        steerReason = 5
+	steerReasonREASON_NO_METADATA          steerReason = 6
+	steerReasonREASON_FLOW_OFFLOADED       steerReason = 7
+	steerReasonREASON_NOT_IP               steerReason = 8
+	steerReasonREASON_VLAN_DEPTH           steerReason = 9
+	steerReasonREASON_NO_RULE              steerReason = 10
+	steerReasonREASON_NO_SOCKET_OPEN       steerReason = 11
+	steerReasonREASON_WORKER_SILENT_OPEN   steerReason = 12
+	steerReasonREASON_FLOW_TABLE_FULL      steerReason = 13
+	steerReasonREASON_FLOW_CONFLICT        steerReason = 14
+	steerReasonREASON_FRAGMENT_UNKNOWN     steerReason = 15
+	steerReasonREASON_ICMP_ERROR_UNKNOWN   steerReason = 16
+	steerReasonREASON_ICMP_NEIGHBOR        steerReason = 17
+	steerReasonREASON_RULE_BYPASS          steerReason = 18
+	steerReasonREASON_RULE_DROP            steerReason = 19
+	steerReasonREASON_MIDSTREAM            steerReason = 20
+	steerReasonREASON_NO_SOCKET_CLOSED     steerReason = 21
+	steerReasonREASON_WORKER_SILENT_CLOSED steerReason = 22
+	steerReasonREASON_NO_PEER              steerReason = 23
+	steerReasonREASON_TRUNCATED            steerReason = 24
+	steerReasonREASON_IP_VERSION           steerReason = 25
+	steerReasonREASON_IP_HEADER_LENGTH     steerReason = 26
+	steerReasonREASON_IP_LENGTH            steerReason = 27
+	steerReasonREASON_IP6EXTENSIONS        steerReason = 28
+	steerReasonREASON_TINY_FRAGMENT        steerReason = 29
+	steerReasonREASON_TCP_OFFSET           steerReason = 30
+	steerReasonREASON_UDP_LENGTH           steerReason = 31
+	steerReasonREASON_ROUTE_FRAME          steerReason = 32
+	steerReasonREASON_ROUTE_TTL            steerReason = 33
+	steerReasonREASON_ROUTE_TOO_BIG        steerReason = 34
+	steerReasonREASON_ROUTE_NONE           steerReason = 35
+	steerReasonREASON_ROUTE_DISABLED       steerReason = 36
+	steerReasonREASON_ROUTE_NO_NEIGHBOR    steerReason = 37
+	steerReasonREASON_ROUTE_OFF_PORT       steerReason = 38
+	steerReasonREASON_ROUTE_BY_KERNEL      steerReason = 39
+	steerReasonREASON_ROUTE_INJECTED       steerReason = 40
+	steerReasonREASON_COUNT                steerReason = 41
 )
+
+type steerRewrite struct {
+	_           structs.HostLayout
+	Generation  uint32
+	Flags       uint16
+	Vlans       uint8
+	WindowShift int8
+	SrcMac      [6]uint8
+	DstMac      [6]uint8
+	Vlan        [2]uint16
+	SrcFamily   uint8
+	DstFamily   uint8
+	Sport       uint16
+	Src         [4]uint32
+	Dst         [4]uint32
+	Dport       uint16
+	Pad         [3]uint16
+	Seq         uint32
+	Ack         uint32
+	Tsval       uint32
+	Tsecr       uint32
+	Other       steerFlowKey
+}
 
 type steerRouteAnswer struct {
 	_      structs.HostLayout
@@ -222,29 +298,35 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	steerMapBeats         = "beats"
-	steerMapCounters      = "counters"
-	steerMapFlows         = "flows"
-	steerMapFragments     = "fragments"
-	steerMapHops          = "hops"
-	steerMapPeers         = "peers"
-	steerMapPortMacs      = "port_macs"
-	steerMapRouteAnswers  = "route_answers"
-	steerMapRules         = "rules"
-	steerMapRulesActive   = "rules_active"
-	steerMapSockets       = "sockets"
-	steerProgInject       = "inject"
-	steerProgRoute        = "route"
-	steerProgSteer        = "steer"
-	steerVarDefaultAction = "default_action"
-	steerVarInjectedMac   = "injected_mac"
-	steerVarMalformed     = "malformed"
-	steerVarMidstream     = "midstream"
-	steerVarOnExit        = "on_exit"
-	steerVarPortCount     = "port_count"
-	steerVarPortId        = "port_id"
-	steerVarPortIfindex   = "port_ifindex"
-	steerVarSilenceNs     = "silence_ns"
+	steerMapBeats          = "beats"
+	steerMapCounters       = "counters"
+	steerMapEndJobs        = "end_jobs"
+	steerMapFlows          = "flows"
+	steerMapFragments      = "fragments"
+	steerMapHops           = "hops"
+	steerMapOffloadJobs    = "offload_jobs"
+	steerMapPeers          = "peers"
+	steerMapPortMacs       = "port_macs"
+	steerMapRewrites       = "rewrites"
+	steerMapRouteAnswers   = "route_answers"
+	steerMapRules          = "rules"
+	steerMapRulesActive    = "rules_active"
+	steerMapSockets        = "sockets"
+	steerProgEndFlows      = "end_flows"
+	steerProgFindIdleFlows = "find_idle_flows"
+	steerProgInject        = "inject"
+	steerProgOffloadFlows  = "offload_flows"
+	steerProgRoute         = "route"
+	steerProgSteer         = "steer"
+	steerVarDefaultAction  = "default_action"
+	steerVarInjectedMac    = "injected_mac"
+	steerVarMalformed      = "malformed"
+	steerVarMidstream      = "midstream"
+	steerVarOnExit         = "on_exit"
+	steerVarPortCount      = "port_count"
+	steerVarPortId         = "port_id"
+	steerVarPortIfindex    = "port_ifindex"
+	steerVarSilenceNs      = "silence_ns"
 )
 
 // loadSteer returns the embedded CollectionSpec for steer.
@@ -289,9 +371,12 @@ type steerSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerProgramSpecs struct {
-	Inject *ebpf.ProgramSpec `ebpf:"inject"`
-	Route  *ebpf.ProgramSpec `ebpf:"route"`
-	Steer  *ebpf.ProgramSpec `ebpf:"steer"`
+	EndFlows      *ebpf.ProgramSpec `ebpf:"end_flows"`
+	FindIdleFlows *ebpf.ProgramSpec `ebpf:"find_idle_flows"`
+	Inject        *ebpf.ProgramSpec `ebpf:"inject"`
+	OffloadFlows  *ebpf.ProgramSpec `ebpf:"offload_flows"`
+	Route         *ebpf.ProgramSpec `ebpf:"route"`
+	Steer         *ebpf.ProgramSpec `ebpf:"steer"`
 }
 
 // steerMapSpecs contains maps before they are loaded into the kernel.
@@ -300,11 +385,14 @@ type steerProgramSpecs struct {
 type steerMapSpecs struct {
 	Beats        *ebpf.MapSpec `ebpf:"beats"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	EndJobs      *ebpf.MapSpec `ebpf:"end_jobs"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Hops         *ebpf.MapSpec `ebpf:"hops"`
+	OffloadJobs  *ebpf.MapSpec `ebpf:"offload_jobs"`
 	Peers        *ebpf.MapSpec `ebpf:"peers"`
 	PortMacs     *ebpf.MapSpec `ebpf:"port_macs"`
+	Rewrites     *ebpf.MapSpec `ebpf:"rewrites"`
 	RouteAnswers *ebpf.MapSpec `ebpf:"route_answers"`
 	Rules        *ebpf.MapSpec `ebpf:"rules"`
 	RulesActive  *ebpf.MapSpec `ebpf:"rules_active"`
@@ -348,11 +436,14 @@ func (o *steerObjects) Close() error {
 type steerMaps struct {
 	Beats        *ebpf.Map `ebpf:"beats"`
 	Counters     *ebpf.Map `ebpf:"counters"`
+	EndJobs      *ebpf.Map `ebpf:"end_jobs"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Hops         *ebpf.Map `ebpf:"hops"`
+	OffloadJobs  *ebpf.Map `ebpf:"offload_jobs"`
 	Peers        *ebpf.Map `ebpf:"peers"`
 	PortMacs     *ebpf.Map `ebpf:"port_macs"`
+	Rewrites     *ebpf.Map `ebpf:"rewrites"`
 	RouteAnswers *ebpf.Map `ebpf:"route_answers"`
 	Rules        *ebpf.Map `ebpf:"rules"`
 	RulesActive  *ebpf.Map `ebpf:"rules_active"`
@@ -363,11 +454,14 @@ func (m *steerMaps) Close() error {
 	return _SteerClose(
 		m.Beats,
 		m.Counters,
+		m.EndJobs,
 		m.Flows,
 		m.Fragments,
 		m.Hops,
+		m.OffloadJobs,
 		m.Peers,
 		m.PortMacs,
+		m.Rewrites,
 		m.RouteAnswers,
 		m.Rules,
 		m.RulesActive,
@@ -394,14 +488,20 @@ type steerVariables struct {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerPrograms struct {
-	Inject *ebpf.Program `ebpf:"inject"`
-	Route  *ebpf.Program `ebpf:"route"`
-	Steer  *ebpf.Program `ebpf:"steer"`
+	EndFlows      *ebpf.Program `ebpf:"end_flows"`
+	FindIdleFlows *ebpf.Program `ebpf:"find_idle_flows"`
+	Inject        *ebpf.Program `ebpf:"inject"`
+	OffloadFlows  *ebpf.Program `ebpf:"offload_flows"`
+	Route         *ebpf.Program `ebpf:"route"`
+	Steer         *ebpf.Program `ebpf:"steer"`
 }
 
 func (p *steerPrograms) Close() error {
 	return _SteerClose(
+		p.EndFlows,
+		p.FindIdleFlows,
 		p.Inject,
+		p.OffloadFlows,
 		p.Route,
 		p.Steer,
 	)

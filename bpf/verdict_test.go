@@ -220,7 +220,7 @@ func TestFlowToItself(t *testing.T) {
 	if e := r.entries(); len(e) != 1 || e[flowOf(t, packet)].Packets != 2 {
 		t.Errorf("flow table: %+v, want one entry with 2 packets", e)
 	}
-	if n, err := r.Expire(Now()+1e15, Timeouts{}); n != 1 || err != nil || len(r.entries()) != 0 {
+	if n, err := r.Expire(Now()+1e15, Timeouts{}, nil); n != 1 || err != nil || len(r.entries()) != 0 {
 		t.Errorf("expire: %d, %v, %d entries left; want 1", n, err, len(r.entries()))
 	}
 }

@@ -43,6 +43,14 @@ static __always_inline int steer_default(struct xdp_md *ctx, enum reason reason)
 	return steer_exit(ctx, VERDICT_PEER, reason);
 }
 
+/* Out of a port that a decision names. */
+static __always_inline int steer_out(struct xdp_md *ctx, __u32 port, enum reason reason)
+{
+	if (bpf_redirect_map(&peers, default_action == DEFAULT_BRIDGE ? port ^ 1 : port, XDP_DROP) != XDP_REDIRECT)
+		return steer_exit(ctx, VERDICT_DROP, REASON_NO_PEER);
+	return steer_exit(ctx, VERDICT_PEER, reason);
+}
+
 static __always_inline int steer_malformed(struct xdp_md *ctx, enum reason reason)
 {
 	if (malformed == MALFORMED_DROP)

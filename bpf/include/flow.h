@@ -42,6 +42,64 @@ static __always_inline void flow_reverse(const struct flow_key *k, struct flow_k
 	r->dport = k->sport;
 }
 
+static __always_inline __u64 decision_of(struct flow *f)
+{
+	return *(volatile __u64 *)&f->decision;
+}
+
+static __always_inline enum action decision_action(__u64 d)
+{
+	return d & 0xff;
+}
+
+/* 1 + port, or 0. */
+static __always_inline __u32 decision_egress(__u64 d)
+{
+	return d >> DECISION_EGRESS_SHIFT & 0xff;
+}
+
+/* The rewrite that a decision names, or NULL: there is none, or it is another flow's by now. */
+static __always_inline struct rewrite *decision_rewrite(__u64 d)
+{
+	__u32 i = d >> DECISION_REWRITE_SHIFT & DECISION_REWRITE_MASK;
+	struct rewrite *w;
+
+	if (!i)
+		return NULL;
+	w = bpf_map_lookup_elem(&rewrites, &i);
+	if (!w || *(volatile __u32 *)&w->generation != d >> DECISION_GENERATION_SHIFT)
+		return NULL;
+	return w;
+}
+
+/* The decision that sends the packets of this direction to the chain. The element of rewrites stays. */
+static __always_inline __u64 decision_to_chain(__u64 d)
+{
+	return d >> DECISION_REWRITE_SHIFT << DECISION_REWRITE_SHIFT;
+}
+
+/* The only place that knows where the other direction of a flow is: at the reverse key, unless addresses or ports are rewritten. */
+static __always_inline void flow_other(const struct flow_key *k, __u64 decision, struct flow_key *other)
+{
+	struct rewrite *w = decision_rewrite(decision);
+
+	if (w)
+		*other = w->other;
+	else
+		flow_reverse(k, other);
+}
+
+static __always_inline bool same_key(const struct flow_key *a, const struct flow_key *b)
+{
+	const __u32 *x = (const __u32 *)a, *y = (const __u32 *)b;
+	__u32 differs = 0;
+
+#pragma unroll
+	for (unsigned int i = 0; i < sizeof(*a) / 4; i++)
+		differs |= x[i] ^ y[i];
+	return !differs;
+}
+
 /* A total order of the two directions of a flow that both directions agree on: below 0 for the lower one, 0 if they are one. */
 static __always_inline int flow_order(const struct flow_key *k)
 {
@@ -63,19 +121,21 @@ static __always_inline bool is_pure_syn(const struct packet *p)
  * put back. */
 static __noinline void flow_reopen(struct packet *p, struct flow *f, __u64 now)
 {
+	__u64 decision = decision_of(f);
 	struct flow_key other_way;
 	struct flow *r;
 
-	flow_reverse(&p->key, &other_way);
+	flow_other(&p->key, decision, &other_way);
 	r = bpf_map_lookup_elem(&flows, &other_way);
 	if (!r) {
 		struct flow reply = {
+			/* The two elements of a slot are neighbours. */
+			.decision = decision_to_chain(decision) ? decision_to_chain(decision) ^ 1 << DECISION_REWRITE_SHIFT : 0,
 			.start = f->start,
 			.last_seen = now,
 			.hash = f->hash,
 			.chain = f->chain,
 			.in_port = NO_PORT,
-			.action = ACTION_CHAIN,
 			.reply = !f->reply,
 		};
 
@@ -99,18 +159,24 @@ static __noinline void flow_reopen(struct packet *p, struct flow *f, __u64 now)
 	}
 }
 
+/* If offload_flows has changed the decision meanwhile, that stands. */
+static __always_inline void flow_to_chain(struct flow *f, __u64 d)
+{
+	__sync_val_compare_and_swap(&f->decision, d, decision_to_chain(d));
+}
+
 /* A SYN on an offloaded flow may begin another connection, and the stages want to see it: both directions go up again, until
  * the flow is offloaded anew. */
-static __noinline void flow_recall(struct packet *p, struct flow *f)
+static __noinline void flow_recall(struct packet *p, struct flow *f, __u64 decision)
 {
 	struct flow_key other_way;
 	struct flow *r;
 
-	flow_reverse(&p->key, &other_way);
-	f->action = ACTION_CHAIN;
+	flow_other(&p->key, decision, &other_way);
+	flow_to_chain(f, decision);
 	r = bpf_map_lookup_elem(&flows, &other_way);
 	if (r)
-		r->action = ACTION_CHAIN;
+		flow_to_chain(r, decision_of(r));
 }
 
 /* Counts p in its flow. Atomic, since RSS may move a flow from one queue to another, and veth does so freely. */
@@ -129,31 +195,47 @@ static __always_inline void flow_count(struct packet *p, struct flow *f, __u64 b
 		f->in_port = port_id;
 }
 
+/* Whether there is an entry at k that belongs with another one than other. */
+static __noinline bool flow_is_others(struct flow_key *k, struct flow_key *other)
+{
+	struct flow *f = bpf_map_lookup_elem(&flows, k);
+	struct flow_key its_other;
+
+	if (!f)
+		return false;
+	flow_other(k, decision_of(f), &its_other);
+	return !same_key(&its_other, other);
+}
+
+enum installed {
+	INSTALLED,
+	INSTALL_NO_ROOM,
+	INSTALL_CONFLICT, /* the other direction's key is that of another flow */
+};
+
+#define EEXIST 17
+
+/* Makes the entry of a new flow that of its first direction, which p is of, or of the other one. */
+static __always_inline void flow_entry(struct flow *e, bool first, const struct packet *p, __u64 bytes)
+{
+	e->packets = first;
+	e->bytes = first ? bytes : 0;
+	e->tcp_flags = first ? p->tcp_flags : 0;
+	e->in_port = first ? port_id : NO_PORT;
+	e->reply = !first;
+}
+
 /* Writes both entries of a new flow, or none. The lower one goes first, whichever direction begins: if two CPUs see the two
- * ends begin at once, one of them wins both entries. Returns false if there is no room. *chain is what counts in the end:
- * that of an entry which was there already. Not inlined: its two entries would not fit into the stack besides a route. */
-static __noinline bool flow_install(struct packet *p, __u16 *chain, __u32 hash, __u64 bytes, __u64 now)
+ * ends begin at once, one of them wins both entries. *chain is what counts in the end: that of an entry which was there already. Not
+ * inlined: its entry would not fit into the stack besides a route. */
+static __noinline enum installed flow_install(struct packet *p, __u16 *chain, __u32 hash, __u64 bytes, __u64 now)
 {
 	struct flow_key other_way;
-	struct flow first = {
-		.start = now,
-		.last_seen = now,
-		.packets = 1,
-		.bytes = bytes,
-		.hash = hash,
-		.tcp_flags = p->tcp_flags,
-		.chain = *chain,
-		.in_port = port_id,
-		.action = ACTION_CHAIN,
-	};
-	struct flow reply = {
+	struct flow entry = {
 		.start = now,
 		.last_seen = now,
 		.hash = hash,
 		.chain = *chain,
-		.in_port = NO_PORT,
-		.action = ACTION_CHAIN,
-		.reply = 1,
 	};
 	int order = flow_order(&p->key);
 	bool lower = order <= 0;
@@ -161,27 +243,36 @@ static __noinline bool flow_install(struct packet *p, __u16 *chain, __u32 hash, 
 	struct flow *there;
 	long err;
 
-	flow_reverse(&p->key, &other_way);
+	flow_other(&p->key, 0, &other_way);
 	low = lower ? &p->key : &other_way;
 	high = lower ? &other_way : &p->key;
-	err = bpf_map_update_elem(&flows, low, lower ? &first : &reply, BPF_NOEXIST);
-	if (err == -17 /* EEXIST */) {
+	flow_entry(&entry, lower, p, bytes);
+	err = bpf_map_update_elem(&flows, low, &entry, BPF_NOEXIST);
+	if (err == -EEXIST) {
+		if (flow_is_others(low, high))
+			return INSTALL_CONFLICT;
 		there = bpf_map_lookup_elem(&flows, low);
 		if (there)
-			*chain = first.chain = reply.chain = there->chain;
-		err = bpf_map_update_elem(&flows, high, lower ? &reply : &first, BPF_NOEXIST);
-		return !err || err == -17;
+			*chain = entry.chain = there->chain;
+		flow_entry(&entry, !lower, p, bytes);
+		err = bpf_map_update_elem(&flows, high, &entry, BPF_NOEXIST);
+		return !err || err == -EEXIST ? INSTALLED : INSTALL_NO_ROOM;
 	}
 	if (err)
-		return false;
+		return INSTALL_NO_ROOM;
 	/* Both ends the same address and port (a land packet): one entry is both directions. */
 	if (order == 0)
-		return true;
+		return INSTALLED;
+	if (flow_is_others(high, low)) {
+		bpf_map_delete_elem(&flows, low);
+		return INSTALL_CONFLICT;
+	}
 	/* We own the lower one, so a higher one is left over from a pair that is being removed: replace it. */
-	if (!bpf_map_update_elem(&flows, high, lower ? &reply : &first, BPF_ANY))
-		return true;
+	flow_entry(&entry, !lower, p, bytes);
+	if (!bpf_map_update_elem(&flows, high, &entry, BPF_ANY))
+		return INSTALLED;
 	bpf_map_delete_elem(&flows, low);
-	return false;
+	return INSTALL_NO_ROOM;
 }
 
 static __always_inline void fragment_key(const struct packet *p, struct fragment_key *k)
@@ -196,14 +287,14 @@ static __always_inline void fragment_key(const struct packet *p, struct fragment
 	k->vlan[1] = p->key.vlan[1];
 }
 
-/* Notes what becomes of a first fragment, for those that follow it. */
-static __always_inline void fragment_note(const struct packet *p, enum action action, __u16 chain, __u32 hash)
+/* Notes what becomes of a first fragment, for those that follow it. decision may be a bare enum action. */
+static __always_inline void fragment_note(const struct packet *p, __u64 decision, __u16 chain, __u32 hash)
 {
 	struct fragment v = {
 		.seen = bpf_ktime_get_coarse_ns(),
+		.decision = decision,
 		.hash = hash,
 		.chain = chain,
-		.action = action,
 	};
 	struct fragment_key k;
 

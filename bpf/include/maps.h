@@ -11,8 +11,8 @@
 /* All maps are shared by the programs of all ports. Go sets max_entries before load; the numbers here are the largest
  * or a default. */
 
-/* Flows that belong to a chain, one entry a direction, both or none. XDP writes and counts, Go reads and deletes (Expire).
- * Missing: the packet begins a flow (rules decide) or is midstream. Preallocated: an insert does not allocate, and a full
+/* Flows that belong to a chain, one entry a direction, both or none. XDP writes and counts; Go reads, and changes and deletes by way
+ * of table.h. Missing: the packet begins a flow (rules decide) or is midstream. Preallocated: an insert does not allocate, and a full
  * map is E2BIG, not memory pressure. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -108,5 +108,30 @@ struct {
 	__type(value, struct counter);
 	__uint(max_entries, MAX_PORTS *REASON_COUNT *VERDICT_COUNT);
 } counters SEC(".maps");
+
+/* How the packets of offloaded flows are changed, two elements a flow. offload_flows writes, XDP reads. Element 0 is none. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct rewrite);
+	__uint(max_entries, 2 * (1 + 65536));
+} rewrites SEC(".maps");
+
+/* What Go and the programs of table.h say to each other, through mapped memory. XDP does not know of them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct offload_work);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+} offload_jobs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct end_work);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+} end_jobs SEC(".maps");
 
 #endif

@@ -11,6 +11,8 @@
 	X(FLOW_NEW)        /* a rule sent a new flow to a chain; both entries were written */                                              \
 	X(FRAGMENT_KNOWN)  /* a later fragment, treated as its first fragment was */                                                       \
 	X(ICMP_ERROR)      /* an ICMP error that quotes a packet of a known flow */                                                        \
+	X(REWRITE_SLOW)    /* an offloaded flow, but this packet is not for XDP to change: it goes up as it came */                         \
+	X(REWRITE_STALE)   /* an offloaded flow whose rewrite has become another flow's: the packet goes up as it came */                   \
 	X(NO_METADATA)     /* went to the socket without metadata: the driver has no room for it */                                        \
 	/* default action, or drop: what the flow's stages decided for all its packets */                                                  \
 	X(FLOW_OFFLOADED)  /* no stage wants the flow any more */                                                                          \
@@ -21,6 +23,7 @@
 	X(NO_SOCKET_OPEN)  /* wanted by a chain, but nobody listens on the queue; on_exit = open */                                        \
 	X(WORKER_SILENT_OPEN) /* there is a socket, but the worker behind it does not work; on_exit = open */                              \
 	X(FLOW_TABLE_FULL) /* wanted by a chain, but the flows map has no room for both entries */                                         \
+	X(FLOW_CONFLICT)   /* wanted by a chain, but its replies would be taken for those of another flow */                                \
 	X(FRAGMENT_UNKNOWN)   /* a later fragment whose first fragment was not seen */                                                     \
 	X(ICMP_ERROR_UNKNOWN) /* an ICMP error about a flow that is not ours */                                                            \
 	X(ICMP_NEIGHBOR)      /* ICMPv6 neighbour discovery and MLD: what ARP is to IPv4 */                                                \

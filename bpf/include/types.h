@@ -72,23 +72,76 @@ _Static_assert(sizeof(struct flow_key) == 44, "flow_key has no hidden padding");
 
 enum { NO_PORT = 0xffff };
 
-/* Written by XDP when a rule sends a flow to a chain; counters by XDP; deleted by Go. reserved is for actions to come
- * (forwarding in XDP with a rewrite), so that the map keeps its shape. */
+/* What becomes of a flow's packets, in one word: it is read once and written in one store, so that a packet meets the old
+ * decision or the new one, never half of one. Zero is ACTION_CHAIN.
+ *	bits  0..7   enum action: ACTION_CHAIN; or, offloaded, ACTION_BYPASS or ACTION_DROP
+ *	bits  8..15  1 + port to leave by; 0: the default action
+ *	bits 16..39  element of rewrites, 0: none. Kept by a flow that goes to its chain again: it names the other direction
+ *	bits 40..63  generation that the element must have */
+enum {
+	DECISION_EGRESS_SHIFT = 8,
+	DECISION_REWRITE_SHIFT = 16,
+	DECISION_GENERATION_SHIFT = 40,
+	DECISION_REWRITE_MASK = 0xffffff,
+};
+
+/* Written by XDP when a rule sends a flow to a chain; counters by XDP; the decision by Go, through offload_flows (table.h), and by a
+ * SYN that takes the flow back; deleted by end_flows. */
 struct flow {
+	__u64 decision;
 	__u64 start;     /* ns, CLOCK_MONOTONIC (coarse): when the flow began; equal in both directions */
 	__u64 last_seen; /* ns, CLOCK_MONOTONIC (coarse): last packet of this direction; start if there was none */
 	__u64 packets;
 	__u64 bytes;     /* frame lengths */
-	__u32 hash;      /* flow_hash: equal in both directions */
+	__u32 hash;      /* flow_hash of the direction that began it: equal in both directions */
 	__u32 tcp_flags; /* OR of all flag bytes of this direction since the flow began */
 	__u16 chain;
 	__u16 in_port;   /* port this direction last arrived at, NO_PORT before its first packet */
-	__u8 action;     /* ACTION_CHAIN; or, written by Go, ACTION_BYPASS or ACTION_DROP: offloaded */
 	__u8 reply;      /* 1: the direction that did not begin the flow */
-	__u8 pad[2];
-	__u64 reserved[2];
+	__u8 pad[11];
 };
 _Static_assert(sizeof(struct flow) == 64, "flow has no hidden padding");
+
+/* Which fields of a rewrite count (internal/rewrite/rule.go has the same numbers). */
+enum rewrite_flag {
+	SET_SRC_MAC = 1 << 0,
+	SET_DST_MAC = 1 << 1,
+	SET_VLAN = 1 << 2,
+	SET_SRC = 1 << 3,
+	SET_DST = 1 << 4,
+	SET_SRC_PORT = 1 << 5,
+	SET_DST_PORT = 1 << 6,
+	ADD_SEQ = 1 << 7,
+	ADD_ACK = 1 << 8,
+	ADD_TS = 1 << 9,
+	SHIFT_WINDOW = 1 << 10,
+	DEC_TTL = 1 << 11,
+};
+
+/* How the packets of one direction are changed (internal/rewrite/README.md), and where the other direction is. Elements 2n and 2n + 1
+ * are slot n: the two directions of one flow; slot 0 is never used. A slot that is in use is never written: a change takes another one. */
+struct rewrite {
+	__u32 generation; /* never 0 in a slot that is in use */
+	__u16 flags;
+	__u8 vlans;
+	__s8 window_shift;
+	__u8 src_mac[6];
+	__u8 dst_mac[6];
+	__u16 vlan[MAX_VLANS]; /* host byte order */
+	__u8 src_family; /* of src: 4 or 6 */
+	__u8 dst_family;
+	__be16 sport;
+	__be32 src[4]; /* IPv4: in the first word */
+	__be32 dst[4];
+	__be16 dport;
+	__u16 pad[3];
+	__u32 seq;
+	__u32 ack;
+	__u32 tsval;
+	__u32 tsecr;
+	struct flow_key other; /* of the other direction, as its packets arrive */
+};
+_Static_assert(sizeof(struct rewrite) == 128, "rewrite has no hidden padding");
 
 /* A fragmented datagram: RFC 791 adds the protocol for IPv4; RFC 8200 does not for IPv6 (there proto is 0). */
 struct fragment_key {
@@ -104,12 +157,12 @@ _Static_assert(sizeof(struct fragment_key) == 44, "fragment_key has no hidden pa
 
 struct fragment {
 	__u64 seen; /* ns; an entry older than FRAGMENT_LIFETIME_NS does not count */
+	__u64 decision;
 	__u32 hash;
 	__u16 chain;
-	__u8 action; /* enum action */
-	__u8 pad;
+	__u16 pad;
 };
-_Static_assert(sizeof(struct fragment) == 16, "fragment has no hidden padding");
+_Static_assert(sizeof(struct fragment) == 24, "fragment has no hidden padding");
 
 /* One flattened rule. Written by Go, read by XDP in order, first match wins. Each field stands beside the mask that says
  * which of its bits count, so that XDP compares without branches: a rule costs the verifier little. */
@@ -147,6 +200,73 @@ struct counter {
 	__u64 bytes;
 };
 _Static_assert(sizeof(struct counter) == 16, "counter has no hidden padding");
+
+/* What Go asks of offload_flows (table.h): another decision for a flow. */
+struct offload_job {
+	struct flow_key key;      /* of either direction */
+	__u32 result;             /* out: enum offload_result */
+	struct flow_key reply;    /* of the other direction from now on */
+	__u32 pad;
+	__u64 decision;           /* for key; it names element 2n of rewrites, if any */
+	__u64 reply_decision;     /* for reply; element 2n + 1 */
+	__u64 before;             /* out, if taken: the decision that stood at key */
+	struct rewrite rewrite[2]; /* for key and reply; not read without an element */
+};
+_Static_assert(sizeof(struct offload_job) == 376, "offload_job has no hidden padding");
+
+enum offload_result {
+	OFFLOAD_TAKEN,
+	OFFLOAD_FLOW_GONE,        /* the flow, or a direction of it, is not in the table */
+	OFFLOAD_FLOW_CHANGED,     /* a SYN has just taken it back */
+	OFFLOAD_REPLY_IN_USE,     /* the reply key belongs to another flow */
+	OFFLOAD_FLOW_TABLE_FULL,  /* no room for the reply key */
+	OFFLOAD_REWRITES_FULL,    /* no slot (only Go says this) */
+	OFFLOAD_RESULT_COUNT,
+};
+
+enum {
+	MAX_OFFLOAD_JOBS = 256,
+	MAX_END_JOBS = 4096,
+};
+
+struct offload_work {
+	__u32 count;
+	__u32 pad;
+	struct offload_job job[MAX_OFFLOAD_JOBS];
+};
+
+/* A flow to end, or that has ended. */
+struct end_job {
+	struct flow_key key;   /* of either direction */
+	__u32 result;          /* out: 1 if it was removed */
+	struct flow_key other; /* out: of the other direction */
+	__u32 pad;
+	struct flow flow[2];   /* out: what stood at key and other; zeros if other was not there */
+};
+_Static_assert(sizeof(struct end_job) == 224, "end_job has no hidden padding");
+
+enum timeout {
+	TIMEOUT_TCP_OPENING,
+	TIMEOUT_TCP_ESTABLISHED,
+	TIMEOUT_TCP_HALF_CLOSED,
+	TIMEOUT_TCP_CLOSED,
+	TIMEOUT_UDP,
+	TIMEOUT_UDP_REPLIED,
+	TIMEOUT_ICMP,
+	TIMEOUT_OTHER,
+	TIMEOUT_COUNT,
+};
+
+/* Between Go and the programs that end flows (table.h). */
+struct end_work {
+	__u64 now;                    /* ns, CLOCK_MONOTONIC */
+	__u64 timeout[TIMEOUT_COUNT]; /* ns */
+	__u32 from;                   /* end_flows: first job, */
+	__u32 to;                     /* and one behind the last */
+	__u32 evict;                  /* end_flows: 1: whether idle or not */
+	__u32 count;                  /* find_idle_flows: jobs written */
+	struct end_job job[MAX_END_JOBS];
+};
 
 /* The 8 bytes in front of a frame that goes to a socket, in host byte order. User space must clear the magic before it
  * gives the frame back to the fill ring: a frame that arrives without metadata shows what stood there before. */

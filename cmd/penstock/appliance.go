@@ -308,7 +308,7 @@ func (a *appliance) expireFlows(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		_, err := a.steerer.Expire(bpf.Now(), bpf.Timeouts{})
+		_, err := a.steerer.Expire(bpf.Now(), bpf.Timeouts{}, nil)
 		if err != nil && !failing {
 			a.log.Error("flows are not expired", "err", err)
 		}

@@ -103,7 +103,7 @@ var allowed = map[string][]string{
 	"stages/tcp":                   {"pipeline", "internal/units", "internal/wire", "stack"},
 	"stages/tls":                   {"pipeline", "internal/units", "internal/hostname", "internal/tlshello"},
 	"stages/capture":               {"pipeline", "internal/wire", "internal/units", "internal/match", "pcap"},
-	"bpf":                          {},
+	"bpf":                          {"internal/rewrite"},
 	"xsk":                          {},
 	"configs":                      {},
 	"internal/config":              {"pipeline", "pipeline/fault", "internal/units", "internal/record"},

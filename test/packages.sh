@@ -11,6 +11,7 @@ need iperf3 iperf3
 need tshark tshark
 need ethtool ethtool
 need ip iproute2
+need openssl openssl
 # `packages.sh bench`: the peers that only the benchmarks run.
 if [ "${1:-}" = bench ]; then
 	need haproxy haproxy

@@ -89,6 +89,7 @@ var allowed = map[string][]string{
 	"internal/rewrite":             {"internal/wire"},
 	"internal/rewrite/rewritetest": {"internal/rewrite", "internal/wire"},
 	"internal/hostname":            {"pipeline"},
+	"internal/h2":                  {},
 	"internal/tlshello":            {},
 	"internal/match":               {"internal/wire", "internal/units", "pipeline"},
 	"pipeline":                     {"internal/latency", "internal/wire"},

@@ -10,6 +10,7 @@
 #include "include/options.h"
 #include "include/exit.h"
 #include "include/listener.h"
+#include "include/event.h"
 #include "include/flow.h"
 #include "include/route.h"
 #include "include/rules.h"
@@ -92,6 +93,7 @@ static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, 
 
 	if (p->key.proto == PROTO_TCP && !is_pure_syn(p)) {
 		if (midstream == MIDSTREAM_DROP) {
+			event_dropped(p, now, REASON_MIDSTREAM);
 			fragment_note(p, ACTION_DROP, 0, 0);
 			return steer_exit(ctx, VERDICT_DROP, REASON_MIDSTREAM);
 		}
@@ -107,6 +109,7 @@ static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, 
 		return steer_default(ctx, rule == NO_MATCH ? REASON_NO_RULE : REASON_RULE_BYPASS);
 	}
 	if (action == ACTION_DROP) {
+		event_dropped(p, now, REASON_RULE_DROP);
 		fragment_note(p, ACTION_DROP, 0, 0);
 		return steer_exit(ctx, VERDICT_DROP, REASON_RULE_DROP);
 	}
@@ -128,6 +131,7 @@ static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, 
 		fragment_note(p, ACTION_BYPASS, 0, 0);
 		return steer_default(ctx, installed == INSTALL_CONFLICT ? REASON_FLOW_CONFLICT : REASON_FLOW_TABLE_FULL);
 	}
+	event_flow_began(p, now, chain);
 	fragment_note(p, ACTION_CHAIN, chain, hash);
 	return deliver_routed(ctx, chain, hash, REASON_FLOW_NEW, r);
 }

@@ -79,6 +79,9 @@ type Options struct {
 	OnExit    OnExit
 	Malformed Malformed
 
+	// Events are what ReadEvents tells of; none: nothing is, at no cost.
+	Events []EventKind
+
 	// Silence is how long a worker may go without a Beat before its socket counts as gone; 0: for ever.
 	Silence time.Duration
 
@@ -116,7 +119,7 @@ type Steerer struct {
 	heritage  *will       // what stands in the maps that are inherited; nil: none are
 	inherited Inheritance // what became of it
 
-	flows, frags, rules, rulesActive, sockets, beats, peers, counters *ebpf.Map
+	flows, frags, rules, rulesActive, sockets, beats, peers, counters, events, eventStates *ebpf.Map
 
 	beatMemory *ebpf.Memory // that of beats
 
@@ -229,6 +232,7 @@ func (s *Steerer) load() error {
 			"on_exit":        uint32(s.opts.OnExit),
 			"malformed":      uint32(s.opts.Malformed),
 			"silence_ns":     uint64(s.opts.Silence),
+			"event_kinds":    eventMask(s.opts.Events),
 		} {
 			if err := spec.Variables[name].Set(v); err != nil {
 				return err
@@ -262,6 +266,7 @@ func (s *Steerer) load() error {
 		s.flows, s.frags, s.rules, s.rulesActive = obj.Flows, obj.Fragments, obj.Rules, obj.RulesActive
 		s.sockets, s.beats, s.peers, s.counters = obj.Sockets, obj.Beats, obj.Peers, obj.Counters
 		s.router.macs, s.router.hops, s.router.answers = obj.PortMacs, obj.Hops, obj.RouteAnswers
+		s.events, s.eventStates = obj.Events, obj.EventStates
 		if s.beatMemory, err = s.beats.Memory(); err != nil {
 			return fmt.Errorf("map memory of heartbeats: %w", err)
 		}
@@ -292,6 +297,7 @@ func (s *Steerer) maps() map[string]*ebpf.Map {
 		"sockets": s.sockets, "beats": s.beats, "peers": s.peers, "counters": s.counters,
 		"port_macs": s.router.macs, "hops": s.router.hops, "route_answers": s.router.answers,
 		"rewrites": s.table.rewrites, "offload_jobs": s.table.offloadJobs, "end_jobs": s.table.endJobs,
+		"events": s.events, "event_states": s.eventStates,
 	}
 }
 

@@ -47,6 +47,25 @@ type steerEndWork struct {
 	Job     [4096]steerEndJob
 }
 
+type steerEvent struct {
+	_      structs.HostLayout
+	Time   uint64
+	Kind   uint8
+	Port   uint8
+	Chain  uint16
+	Reason uint32
+	Count  uint32
+	Key    steerFlowKey
+}
+
+type steerEventState struct {
+	_     structs.HostLayout
+	Lost  uint64
+	Told  uint64
+	Drops uint64
+	Event steerEvent
+}
+
 type steerFlow struct {
 	_        structs.HostLayout
 	Decision uint64
@@ -301,6 +320,8 @@ const (
 	steerMapBeats          = "beats"
 	steerMapCounters       = "counters"
 	steerMapEndJobs        = "end_jobs"
+	steerMapEventStates    = "event_states"
+	steerMapEvents         = "events"
 	steerMapFlows          = "flows"
 	steerMapFragments      = "fragments"
 	steerMapHops           = "hops"
@@ -319,6 +340,7 @@ const (
 	steerProgRoute         = "route"
 	steerProgSteer         = "steer"
 	steerVarDefaultAction  = "default_action"
+	steerVarEventKinds     = "event_kinds"
 	steerVarInjectedMac    = "injected_mac"
 	steerVarMalformed      = "malformed"
 	steerVarMidstream      = "midstream"
@@ -386,6 +408,8 @@ type steerMapSpecs struct {
 	Beats        *ebpf.MapSpec `ebpf:"beats"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	EndJobs      *ebpf.MapSpec `ebpf:"end_jobs"`
+	EventStates  *ebpf.MapSpec `ebpf:"event_states"`
+	Events       *ebpf.MapSpec `ebpf:"events"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Hops         *ebpf.MapSpec `ebpf:"hops"`
@@ -404,6 +428,7 @@ type steerMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerVariableSpecs struct {
 	DefaultAction *ebpf.VariableSpec `ebpf:"default_action"`
+	EventKinds    *ebpf.VariableSpec `ebpf:"event_kinds"`
 	InjectedMac   *ebpf.VariableSpec `ebpf:"injected_mac"`
 	Malformed     *ebpf.VariableSpec `ebpf:"malformed"`
 	Midstream     *ebpf.VariableSpec `ebpf:"midstream"`
@@ -437,6 +462,8 @@ type steerMaps struct {
 	Beats        *ebpf.Map `ebpf:"beats"`
 	Counters     *ebpf.Map `ebpf:"counters"`
 	EndJobs      *ebpf.Map `ebpf:"end_jobs"`
+	EventStates  *ebpf.Map `ebpf:"event_states"`
+	Events       *ebpf.Map `ebpf:"events"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Hops         *ebpf.Map `ebpf:"hops"`
@@ -455,6 +482,8 @@ func (m *steerMaps) Close() error {
 		m.Beats,
 		m.Counters,
 		m.EndJobs,
+		m.EventStates,
+		m.Events,
 		m.Flows,
 		m.Fragments,
 		m.Hops,
@@ -474,6 +503,7 @@ func (m *steerMaps) Close() error {
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerVariables struct {
 	DefaultAction *ebpf.Variable `ebpf:"default_action"`
+	EventKinds    *ebpf.Variable `ebpf:"event_kinds"`
 	InjectedMac   *ebpf.Variable `ebpf:"injected_mac"`
 	Malformed     *ebpf.Variable `ebpf:"malformed"`
 	Midstream     *ebpf.Variable `ebpf:"midstream"`

@@ -100,6 +100,19 @@ struct {
 	__type(value, struct route_answer);
 	__uint(max_entries, 1);
 } route_answers SEC(".maps");
+/* What user space is told of (event.h). XDP writes, Go reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} events SEC(".maps");
+
+/* For each CPU: events lost, and which drops it has told of. XDP writes, Go reads what was lost. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct event_state);
+	__uint(max_entries, 1);
+} event_states SEC(".maps");
 
 /* Packets and bytes at (port * REASON_COUNT + reason) * VERDICT_COUNT + verdict. XDP writes, Go sums over the CPUs. */
 struct {

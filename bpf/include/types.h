@@ -267,6 +267,31 @@ struct end_work {
 	__u32 count;                  /* find_idle_flows: jobs written */
 	struct end_job job[MAX_END_JOBS];
 };
+enum event_kind {
+	EVENT_FLOW_BEGAN,
+	EVENT_DROPPED,
+};
+
+/* What the events ring carries. */
+struct event {
+	__u64 time; /* ns, CLOCK_MONOTONIC (coarse) */
+	__u8 kind; /* enum event_kind */
+	__u8 port;
+	__u16 chain;  /* EVENT_FLOW_BEGAN */
+	__u32 reason; /* EVENT_DROPPED: enum reason */
+	__u32 count;  /* EVENT_DROPPED: packets that were dropped on this CPU since the event before, this one included */
+	struct flow_key key; /* of the packet */
+};
+_Static_assert(sizeof(struct event) == 64, "event has no hidden padding");
+
+/* Of one CPU. */
+struct event_state {
+	__u64 lost;  /* events that found the ring full */
+	__u64 told;  /* when a drop was last told of */
+	__u64 drops; /* since then */
+	struct event event; /* the one that is being written */
+};
+_Static_assert(sizeof(struct event_state) == 88, "event_state has no hidden padding");
 
 /* The 8 bytes in front of a frame that goes to a socket, in host byte order. User space must clear the magic before it
  * gives the frame back to the fill ring: a frame that arrives without metadata shows what stood there before. */

@@ -16,6 +16,7 @@ import (
 
 	"penstock/internal/lab"
 	"penstock/internal/lab/labtest"
+	"penstock/internal/rewrite"
 )
 
 // dynasty is a row of instances of one name, one after the other on the same ports.
@@ -332,5 +333,37 @@ func TestManyChains(t *testing.T) {
 	}
 	if bytes.Contains([]byte(d.Inherited().Refused), []byte("chain")) {
 		t.Error(d.Inherited().Refused)
+	}
+}
+
+// A rewritten flow goes on under the next instance, which does not give its slot to another one before it has ended.
+func TestSuccessorGoesOnWithRewrites(t *testing.T) {
+	d := newDynasty(t)
+	two := func(o *Options) { o.MaxRewrites, o.Rules = 2, []Rule{{From: -1, Action: ToChain, Chain: 1}} }
+	d.next(two)
+	nat := natFlow(t)
+	d.run(0, tcp4(t, "S", 0))
+	if got := d.one(nat); got != OffloadTaken {
+		t.Fatal(got)
+	}
+	d.leave()
+	d.next(two)
+	d.expect("data", 0, tcp4(t, "PA", 9), forwarded, &nat.Rewrite)
+	d.expect("reply", 1, backendReply(t, "PA", 9), forwarded, &nat.ReplyRewrite)
+	for i, want := range []OffloadResult{OffloadTaken, OffloadSlotsFull} {
+		packet := changed(udp4(t, 10), 34, 0, byte(i))
+		d.run(0, packet)
+		other := OffloadFlow{Key: flowOf(t, packet), Rewrite: rewrite.Rule{Flags: rewrite.SetDstMAC, DstMAC: [6]byte{2, 9}}}
+		if got := d.one(other); got != want {
+			t.Errorf("flow %d: %v, want %v", i, got, want)
+		}
+	}
+	d.expect("data, beside another flow", 0, tcp4(t, "PA", 9), forwarded, &nat.Rewrite)
+	if n, err := d.Evict([]FlowKey{nat.Reply}, nil); n != 1 || err != nil {
+		t.Error(n, err)
+	}
+	d.table.settle(Now())
+	if free := len(d.table.slots.free); free != 1 {
+		t.Errorf("%d slots are free, want 1", free)
 	}
 }

@@ -90,6 +90,9 @@ func (r EndReason) String() string {
 	return fmt.Sprintf("end_reason_%d", uint8(r))
 }
 
+// maxExpireRounds bounds how often one Expire fills the list of idle flows.
+const maxExpireRounds = 4
+
 const (
 	tcpFIN = 0x01
 	tcpRST = 0x04
@@ -97,7 +100,7 @@ const (
 
 // Expire removes the flows that have been idle for longer than their timeout, both directions together, and returns how many flows
 // (not entries) it removed. now is Now, or a moment of the same clock. ended, which may be nil, is told of each; it must not call the
-// Steerer. The kernel looks at the whole table: call it every few seconds.
+// Steerer. The kernel looks at the whole table: call it every few seconds. One call removes at most 65536 flows; the next one goes on.
 //
 // A SYN that arrives just between the removal of the two directions may leave one of them behind; the SYN's repetition mends that.
 func (s *Steerer) Expire(now time.Duration, t Timeouts, ended func(*EndedFlow)) (removed int, err error) {
@@ -117,8 +120,7 @@ func (s *Steerer) Expire(now time.Duration, t Timeouts, ended func(*EndedFlow)) 
 	if _, err := s.table.ends.WriteAt(b, 0); err != nil {
 		return 0, fmt.Errorf("expire flows: %w", err)
 	}
-	// As often as the list of idle flows is full, within bounds: others may fill the table meanwhile.
-	for range 1 + 2*s.opts.MaxFlows/maxEndJobs {
+	for range maxExpireRounds { // each looks at the table from its beginning
 		n, found, err := s.table.expireSome(ended)
 		removed += n
 		if err != nil {

@@ -6,14 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/gopacket/gopacket/layers"
+	"golang.org/x/sys/unix"
 
 	"penstock/internal/lab"
 	"penstock/internal/lab/labtest"
+	"penstock/internal/rewrite"
 	"penstock/xsk"
 )
 
@@ -274,4 +277,89 @@ func TestSocketGetsPacketsWithMetadata(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Real hosts talk through rewrites in both directions: the client to a port on which nobody listens, the server from another one.
+func TestRewriteBetweenHosts(t *testing.T) {
+	for _, mode := range []Mode{ModeNative, ModeGeneric} {
+		t.Run(mode.String(), func(t *testing.T) {
+			t.Parallel()
+			a := inline(t, lab.VethOptions{}, func(o *Options) { o.Ports[0].Mode, o.Ports[1].Mode = mode, mode })
+			a.attach(mode)
+			for _, ends := range [][2]netip.Addr{{a.ClientIP4, a.ServerIP4}, {a.ClientIP6, a.ServerIP6}} {
+				key := FlowKey{Src: ends[0], Dst: ends[1], SrcPort: 40000, DstPort: 53, Proto: ProtoUDP}
+				o := OffloadFlow{
+					Key: key, Reply: key.Reverse(), Rewrite: rewrite.Rule{Flags: rewrite.SetDstPort, DstPort: 5353},
+					ReplyRewrite: rewrite.Rule{Flags: rewrite.SetSrcPort, SrcPort: 53},
+				}
+				o.Reply.SrcPort = 5353
+				now := uint64(Now())
+				for i, k := range []FlowKey{key, key.Reverse()} {
+					raw, v := k.raw(), steerFlow{Start: now, LastSeen: now, Reply: uint8(i)}
+					if err := a.flows.Put(&raw, &v); err != nil {
+						t.Fatal(err)
+					}
+				}
+				list := []OffloadFlow{o}
+				if n, err := a.Offload(list); n != 1 || err != nil {
+					t.Fatal(list[0].Result, err)
+				}
+				if err := a.datagram(key, 5353); err != nil {
+					t.Errorf("%s: %v", ends[1], err)
+				}
+				var ended []EndedFlow
+				n, err := a.Evict([]FlowKey{o.Reply}, func(e *EndedFlow) { ended = append(ended, *e) })
+				if n != 1 || err != nil || ended[0].Packets == 0 || ended[0].ReplyPackets == 0 || ended[0].Key != key || ended[0].Reply != o.Reply {
+					t.Errorf("%d, %v, %+v", n, err, ended)
+				}
+				if err := a.datagram(key, 5353); err == nil {
+					t.Error("they still talk without the rewrite")
+				}
+			}
+		})
+	}
+}
+
+// datagram sends one from k.Src to k.Dst and wants it back from there; the server listens on another port than k says.
+func (a *appliance) datagram(k FlowKey, listen uint16) error {
+	var server, client *net.UDPConn
+	err := a.Server.Do(func() (err error) {
+		server, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(k.Dst, listen)))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer server.Close()
+	err = a.Client.Do(func() (err error) {
+		client, err = net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(k.Src, k.SrcPort)), net.UDPAddrFromAddrPort(netip.AddrPortFrom(k.Dst, k.DstPort)))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	go func() {
+		var b [64]byte
+		for {
+			n, from, err := server.ReadFromUDPAddrPort(b[:])
+			if err != nil {
+				return
+			}
+			server.WriteToUDPAddrPort(b[:n], from)
+		}
+	}()
+	var b [64]byte
+	for range 10 { // the first one may wait for a neighbour
+		client.Write([]byte("penstock"))
+		client.SetReadDeadline(time.Now().Add(patience / 10))
+		n, err := client.Read(b[:])
+		if err == nil && string(b[:n]) == "penstock" {
+			return nil
+		}
+		if errors.Is(err, unix.ECONNREFUSED) {
+			return err
+		}
+	}
+	return errors.New("no answer")
 }

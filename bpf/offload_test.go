@@ -70,14 +70,3 @@ func TestOffloadIsBothOrNone(t *testing.T) {
 		t.Errorf("the entry was changed: %+v", e)
 	}
 }
-
-func BenchmarkOffload(b *testing.B) {
-	r := newRig(b, func(o *Options) { o.Rules = all })
-	r.run(0, tcp4(b, "S", 0))
-	list := []OffloadFlow{{Key: flowOf(b, tcp4(b, "S", 0))}}
-	for b.Loop() {
-		if n, err := r.Offload(list); n != 1 || err != nil {
-			b.Fatal(n, err)
-		}
-	}
-}

@@ -44,7 +44,7 @@ type steerEndWork struct {
 	To      uint32
 	Evict   uint32
 	Count   uint32
-	Job     [4096]steerEndJob
+	Job     [16384]steerEndJob
 }
 
 type steerEvent struct {

@@ -14,7 +14,7 @@ import (
 // Where things are in the memory that is shared with the programs of bpf/include/table.h; a test compares with the object.
 const (
 	maxOffloadJobs = 256
-	maxEndJobs     = 4096
+	maxEndJobs     = 16384
 
 	offloadHeader  = 8
 	offloadJobSize = 376

@@ -226,7 +226,7 @@ enum offload_result {
 
 enum {
 	MAX_OFFLOAD_JOBS = 256,
-	MAX_END_JOBS = 4096,
+	MAX_END_JOBS = 16384,
 };
 
 struct offload_work {

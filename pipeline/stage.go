@@ -82,13 +82,16 @@ type Env struct {
 	Ports    []PortInfo // by PortID
 	Emitter  Emitter
 	Recorder Recorder
-	Depth    Depth        // of the chain's flows
-	Need     Need         // the most that the chain's stream stages do with connections
-	Offload  bool         // flows that all stages release leave user space; if false, a stage can spare itself the work
-	Wake     func()       // makes the worker take a turn soon; safe from any goroutine
-	Now      func() int64 // ns since the epoch, never going back; for goroutines other than the worker's
-	Counters *CounterSet  // the stage's own counters
-	Shared   *Shared      // one per stage of the configuration, common to its instances on all workers
+	Depth    Depth // of the chain's flows
+	Need     Need  // the most that the chain's stream stages do with connections
+	// ChecksumsSettled says that packets with wrong checksums were dropped
+	// before the chain, or are to be taken as they are.
+	ChecksumsSettled bool
+	Offload          bool         // flows that all stages release leave user space; if false, a stage can spare itself the work
+	Wake             func()       // makes the worker take a turn soon; safe from any goroutine
+	Now              func() int64 // ns since the epoch, never going back; for goroutines other than the worker's
+	Counters         *CounterSet  // the stage's own counters
+	Shared           *Shared      // one per stage of the configuration, common to its instances on all workers
 }
 
 // Peer returns the port on the other side of p: what comes in by one of the

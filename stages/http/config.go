@@ -13,7 +13,8 @@ type Config struct {
 	DenyHosts []string `toml:"deny_hosts"`
 	// If set, every other host is refused. deny_hosts is asked first.
 	AllowHosts []string `toml:"allow_hosts"`
-	// What a refused client sees: "403", a response, or "reset".
+	// What a refused client sees: "403", a response, "reset", or "auto": a
+	// response where the connection is terminated anyway, else a reset.
 	Deny string `toml:"deny"`
 	// What becomes of a connection that is no HTTP/1.x, or that two parsers
 	// may read differently: "deny", "pass" (the stage lets go of it), or
@@ -28,7 +29,7 @@ type Config struct {
 }
 
 func defaults() Config {
-	return Config{Deny: "403", OnBad: "auto", MaxHead: 64 << 10, MaxPipelined: 128, Log: true}
+	return Config{Deny: "auto", OnBad: "auto", MaxHead: 64 << 10, MaxPipelined: 128, Log: true}
 }
 
 const maxMaxHead = 1 << 20
@@ -36,8 +37,8 @@ const maxMaxHead = 1 << 20
 func validate(c *Config, issues *pipeline.Issues) {
 	hostname.ValidPatterns("deny_hosts", c.DenyHosts, issues)
 	hostname.ValidPatterns("allow_hosts", c.AllowHosts, issues)
-	if c.Deny != "403" && c.Deny != "reset" {
-		issues.Add("deny", `want "403" or "reset", got %q`, c.Deny)
+	if c.Deny != "auto" && c.Deny != "403" && c.Deny != "reset" {
+		issues.Add("deny", `want "auto", "403" or "reset", got %q`, c.Deny)
 	}
 	if c.OnBad != "auto" && c.OnBad != "deny" && c.OnBad != "pass" {
 		issues.Add("on_bad", `want "auto", "deny" or "pass", got %q`, c.OnBad)
@@ -57,4 +58,15 @@ func isAlnum(c byte) bool {
 // enforces reports whether the stage must understand every request.
 func (c *Config) enforces() bool {
 	return c.OnBad == "deny" || c.OnBad == "auto" && (len(c.DenyHosts) > 0 || len(c.AllowHosts) > 0)
+}
+
+// needs says what the stage does with connections, and why.
+func (c *Config) needs() (pipeline.Need, string) {
+	switch {
+	case !c.enforces() && len(c.DenyHosts) == 0 && len(c.AllowHosts) == 0:
+		return pipeline.NeedObserve, "follows requests and refuses none"
+	case c.Deny == "403":
+		return pipeline.NeedChange, `answers in the server's place: deny = "403"`
+	}
+	return pipeline.NeedDeny, "refuses requests"
 }

@@ -26,6 +26,8 @@ func Descriptor() pipeline.Descriptor[Config] {
 		Reasons:   reasons(),
 		Default:   defaults,
 		Validate:  validate,
+		Needs:     func(c Config) (pipeline.Need, string) { return c.needs() },
+		Holds:     func(Config) string { return "follows requests to the end of their connection" },
 		NewStream: func(c Config, env *pipeline.Env) (pipeline.StreamStage, error) { return newStage(c, env), nil },
 	}
 }
@@ -112,6 +114,13 @@ func (c *stream) End(d pipeline.Direction, now int64) pipeline.StreamVerdict {
 		c.finish(now)
 	}
 	return pipeline.StreamVerdict{}
+}
+
+// LoseSight implements pipeline.SightLoser.
+func (c *stream) LoseSight(why pipeline.Reason, _ int64) {
+	for _, e := range c.pending {
+		e.lost = why
+	}
 }
 
 // Close implements pipeline.Stream.
@@ -227,7 +236,7 @@ func (c *stream) refuse(e *exchange, pass int, why pipeline.Reason, now int64) (
 	e.denied, e.end = why, now
 	v := pipeline.StreamVerdict{Action: pipeline.StreamDeny, Reason: why}
 	// A reply in the middle of earlier responses would be taken for theirs.
-	if c.s.cfg.Deny == "403" && len(c.pending) == 0 && why != reasonNotHTTP {
+	if c.conn.Depth == pipeline.DepthTerminate && c.s.cfg.Deny != "reset" && len(c.pending) == 0 && why != reasonNotHTTP {
 		v.Reply, e.status = denial(why)
 	}
 	c.pending = append(c.pending, e)

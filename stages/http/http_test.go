@@ -54,7 +54,7 @@ type conversation struct {
 
 func (r *rig) open() *conversation {
 	return &conversation{r: r, s: r.Open(&pipeline.Conn{
-		ID: 7, Client: netip.MustParseAddrPort("10.0.0.1:40000"), Server: netip.MustParseAddrPort("10.0.0.2:80"), Start: 1,
+		ID: 7, Client: netip.MustParseAddrPort("10.0.0.1:40000"), Server: netip.MustParseAddrPort("10.0.0.2:80"), Start: 1, Depth: pipeline.DepthTerminate,
 	})}
 }
 

@@ -17,6 +17,7 @@ type exchange struct {
 	requestBytes           uint64
 	responseBytes          uint64
 	denied                 pipeline.Reason
+	lost                   pipeline.Reason // why the rest could not be seen
 }
 
 // event is a record "http"; names are those of Suricata's EVE where it has the
@@ -31,6 +32,7 @@ type event struct {
 	Chain    string     `json:"chain"`
 	Action   string     `json:"action"` // "allowed" or "denied"
 	Reason   string     `json:"reason,omitempty"`
+	Unseen   string     `json:"unseen,omitempty"` // why the record ends before the exchange does
 	HTTP     httpRecord `json:"http"`
 }
 
@@ -69,6 +71,9 @@ func (s *stage) log(c *pipeline.Conn, e *exchange) {
 	}
 	if e.denied != pipeline.ReasonNone {
 		ev.Action, ev.Reason = "denied", e.denied.String()
+	}
+	if e.lost != pipeline.ReasonNone {
+		ev.Unseen = e.lost.String()
 	}
 	s.recorder.Record("http", ev)
 }

@@ -1,8 +1,12 @@
 package tcp
 
 import (
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 
+	"penstock/inspect"
 	"penstock/internal/units"
 	"penstock/pipeline"
 	"penstock/stack"
@@ -11,7 +15,7 @@ import (
 // Config is the stage's table in the configuration. Limits and buffers are
 // those of one worker, and of one connection.
 type Config struct {
-	Depth         string `toml:"depth"`          // auto, terminate
+	Depth         string `toml:"depth"`          // auto, inspect, terminate
 	MaxFlows      int    `toml:"max_flows"`      // connections at once
 	MaxPending    int    `toml:"max_pending"`    // connections being established at once
 	OnLimit       string `toml:"on_limit"`       // bypass, drop: new connections beyond either
@@ -33,11 +37,21 @@ type Config struct {
 	HoldBytes        units.Size `toml:"hold_bytes"` // what stream stages may hold back in one direction
 
 	LossDetection string `toml:"loss_detection"` // rack, sack
+
+	// At inspect depth.
+	Hold             string         `toml:"hold"`               // auto, on, off: packets wait for the stream stages
+	InspectHoldBytes units.Size     `toml:"inspect_hold_bytes"` // what waits in one direction
+	HoldTime         units.Duration `toml:"hold_time"`
+	OnConflict       string         `toml:"on_conflict"` // deny, drop: bytes that come again and are others
+	OnBlind          string         `toml:"on_blind"`    // auto, deny, bypass: connections that can be followed no longer
+	Midstream        string         `toml:"midstream"`   // bypass, inspect, drop: connections whose SYN was not seen
+	Memory           units.Size     `toml:"memory"`      // for what is not acknowledged yet, of all connections
+	FlowMemory       units.Size     `toml:"flow_memory"` // of one direction of one connection
 }
 
 // Default returns the configuration that stands where nothing is written.
 func Default() Config {
-	o := stack.DefaultOptions()
+	o, i := stack.DefaultOptions(), inspect.DefaultOptions()
 	return Config{
 		Depth: "auto", MaxFlows: o.MaxFlows, MaxPending: o.MaxPending,
 		OnLimit: "bypass", OnUnsupported: "bypass",
@@ -48,6 +62,9 @@ func Default() Config {
 		SendBuffer: units.Size(o.SendBuffer), SendBufferMax: units.Size(o.SendBufferMax),
 		ReceiveBuffer: units.Size(o.ReceiveBuffer), ReceiveBufferMax: units.Size(o.ReceiveBufferMax),
 		HoldBytes: units.Size(o.HoldBytes), LossDetection: "rack",
+		Hold: "auto", InspectHoldBytes: units.Size(i.HoldBytes), HoldTime: units.Duration(i.HoldTime),
+		OnConflict: "deny", OnBlind: "auto", Midstream: "bypass",
+		Memory: units.Size(i.Memory), FlowMemory: units.Size(i.FlowMemory),
 	}
 }
 
@@ -62,17 +79,17 @@ const (
 	maxWait    = units.Duration(4 * time.Minute)
 	// RFC 1122, section 4.2.3.2.
 	maxAckDelay = units.Duration(500 * time.Millisecond)
+	// Senders send this much before they await an acknowledgement (RFC 6928); a
+	// hold that reaches it stops them for good.
+	maxInspectHold = 12 << 10
+	maxHoldTime    = units.Duration(time.Minute)
+	minFlowMemory  = 64 << 10
+	maxMemory      = 64 << 30
 )
 
 // Validate adds every problem of c.
 func Validate(c *Config, issues *pipeline.Issues) {
-	switch c.Depth {
-	case "auto", "terminate":
-	case "inspect":
-		issues.Add("depth", `depth "inspect" is not built yet: want "auto" or "terminate"`)
-	default:
-		issues.Add("depth", `depth must be "auto" or "terminate", got %q`, c.Depth)
-	}
+	oneOf(issues, "depth", c.Depth, "auto", "inspect", "terminate")
 	oneOf(issues, "on_limit", c.OnLimit, "bypass", "drop")
 	oneOf(issues, "on_unsupported", c.OnUnsupported, "bypass", "drop")
 	oneOf(issues, "loss_detection", c.LossDetection, "rack", "sack")
@@ -88,12 +105,31 @@ func Validate(c *Config, issues *pipeline.Issues) {
 	positive(issues, "close_timeout", c.CloseTimeout)
 	within(issues, "time_wait", c.TimeWait, 0, maxWait)
 	within(issues, "ack_delay", c.AckDelay, 0, maxAckDelay)
+	oneOf(issues, "hold", c.Hold, "auto", "on", "off")
+	oneOf(issues, "on_conflict", c.OnConflict, "deny", "drop")
+	oneOf(issues, "on_blind", c.OnBlind, "auto", "deny", "bypass")
+	oneOf(issues, "midstream", c.Midstream, "bypass", "inspect", "drop")
+	within(issues, "inspect_hold_bytes", c.InspectHoldBytes, minHold, maxInspectHold)
+	within(issues, "hold_time", c.HoldTime, units.Duration(100*time.Millisecond), maxHoldTime)
+	within(issues, "flow_memory", c.FlowMemory, minFlowMemory, maxMemory)
+	within(issues, "memory", c.Memory, c.FlowMemory, maxMemory)
 }
 
-func oneOf(issues *pipeline.Issues, key, got, a, b string) {
-	if got != a && got != b {
-		issues.Add(key, "%s must be %q or %q, got %q", key, a, b, got)
+func oneOf(issues *pipeline.Issues, key, got string, choice ...string) {
+	if slices.Contains(choice, got) {
+		return
 	}
+	var list strings.Builder
+	for i, c := range choice {
+		switch {
+		case i > 0 && i == len(choice)-1:
+			list.WriteString(" or ")
+		case i > 0:
+			list.WriteString(", ")
+		}
+		fmt.Fprintf(&list, "%q", c)
+	}
+	issues.Add(key, "%s must be %s, got %q", key, &list, got)
 }
 
 func within[T int | units.Size | units.Duration](issues *pipeline.Issues, key string, got, least, most T) {
@@ -109,9 +145,27 @@ func positive(issues *pipeline.Issues, key string, got units.Duration) {
 }
 
 // depth says how deep the flows of a chain with this stage are.
-func depth(c Config, _ pipeline.Need) (pipeline.Depth, string) {
-	if c.Depth == "terminate" {
+func depth(c Config, n pipeline.Need) (pipeline.Depth, string) {
+	switch {
+	case c.Depth == "terminate":
 		return pipeline.DepthTerminate, `depth = "terminate"`
+	case c.Depth == "inspect":
+		return pipeline.DepthInspect, `depth = "inspect"`
+	case n == pipeline.NeedChange:
+		return pipeline.DepthTerminate, ""
 	}
-	return pipeline.DepthTerminate, `depth = "auto", and inspecting without terminating is not built yet`
+	return pipeline.DepthInspect, ""
+}
+
+// suits adds what the stages behind cannot live with.
+func suits(c Config, n pipeline.Need, stage, why string, issues *pipeline.Issues) {
+	d, _ := depth(c, n)
+	switch {
+	case d == pipeline.DepthInspect && n == pipeline.NeedChange:
+		issues.Add("depth", `depth "inspect" cannot serve %s, which %s: want "auto" or "terminate"`, stage, why)
+	case d == pipeline.DepthInspect && n == pipeline.NeedDeny && c.Hold == "off":
+		issues.Add("hold", `hold "off" lets pass what %s may deny (it %s): want "auto" or "on"`, stage, why)
+	case d == pipeline.DepthTerminate && c.Midstream != "bypass":
+		issues.Add("midstream", `midstream %q needs depth "inspect": a connection under way cannot be terminated`, c.Midstream)
+	}
 }

@@ -1,15 +1,19 @@
 // Package tcp is the boundary stage: packets come in, stream stages behind it
-// see connections. It terminates the TCP connections of its chain by way of
-// package stack and leaves everything else alone.
+// see connections. It looks into the TCP connections of its chain by way of
+// package inspect, or terminates them by way of package stack, and leaves
+// everything else alone.
 //
-// Its one trap: it only takes connections whose SYN it has seen. What was open
-// before it started passes through, unseen by the stream stages.
+// Its one trap: unless it is told otherwise it only takes connections whose SYN
+// it has seen. What was open before it started passes through, unseen by the
+// stream stages.
 package tcp
 
 import (
 	_ "embed"
+	"slices"
 	"time"
 
+	"penstock/inspect"
 	"penstock/pipeline"
 	"penstock/stack"
 )
@@ -21,20 +25,35 @@ var readme string
 func Descriptor() pipeline.Descriptor[Config] {
 	return pipeline.Descriptor[Config]{
 		Kind:     "tcp",
-		Summary:  "terminates TCP connections transparently and shows their bytes to the stream stages behind it",
+		Summary:  "shows the bytes of TCP connections to the stream stages behind it; terminates them where a stage must change bytes",
 		README:   readme,
-		Reasons:  stack.Reasons(),
+		Reasons:  reasons(),
 		Affinity: true,
 		Default:  Default,
 		Validate: Validate,
 		Depth:    depth,
-		NewBoundary: func(c Config, env *pipeline.Env, streams []pipeline.StreamStage, _ []string) (pipeline.Stage, error) {
+		Suits:    suits,
+		NewBoundary: func(c Config, env *pipeline.Env, streams []pipeline.StreamStage, names []string) (pipeline.Stage, error) {
+			if env.Depth == pipeline.DepthInspect {
+				return inspect.New(env, c.inspectOptions(env, streams, names)), nil
+			}
 			return New(c, env, streams)
 		},
 	}
 }
 
-// Stage is a worker's instance.
+// reasons lists what packets and connections end for at either depth.
+func reasons() []pipeline.Reason {
+	list := stack.Reasons()
+	for _, r := range inspect.Reasons() {
+		if !slices.Contains(list, r) {
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
+// Stage is a worker's instance that terminates connections.
 type Stage struct {
 	stack *stack.Stack
 	now   func() int64
@@ -96,4 +115,24 @@ func (c *Config) options() stack.Options {
 		ReceiveBuffer: int(c.ReceiveBuffer), ReceiveBufferMax: int(c.ReceiveBufferMax),
 		HoldBytes: int(c.HoldBytes), RACK: c.LossDetection == "rack",
 	}
+}
+
+func (c *Config) inspectOptions(env *pipeline.Env, streams []pipeline.StreamStage, names []string) inspect.Options {
+	refusal := map[string]inspect.Refusal{"bypass": inspect.Bypass, "drop": inspect.Drop}
+	midstream := map[string]inspect.Midstream{"bypass": inspect.MidstreamBypass, "inspect": inspect.MidstreamInspect, "drop": inspect.MidstreamDrop}
+	enforces := env.Need >= pipeline.NeedDeny
+	o := inspect.Options{
+		Streams: streams, Names: names,
+		MaxFlows: c.MaxFlows, OnLimit: refusal[c.OnLimit], OnUnsupported: refusal[c.OnUnsupported], Midstream: midstream[c.Midstream],
+		Hold: c.Hold == "on" || c.Hold == "auto" && enforces, HoldBytes: int(c.HoldBytes), HoldTime: time.Duration(c.HoldTime),
+		DenyConflict: c.OnConflict == "deny", DenyBlind: c.OnBlind == "deny" || c.OnBlind == "auto" && enforces,
+		Memory: int(c.Memory), FlowMemory: int(c.FlowMemory),
+		OpenTimeout: time.Duration(c.DialTimeout), IdleTimeout: time.Duration(c.IdleTimeout),
+		HalfClosedTimeout: time.Duration(c.HalfClosedTimeout), CloseTimeout: time.Duration(c.CloseTimeout),
+		ChecksumsSettled: env.ChecksumsSettled,
+	}
+	if o.Hold {
+		o.HoldBytes = int(c.InspectHoldBytes)
+	}
+	return o
 }

@@ -29,8 +29,22 @@ func TestREADME(t *testing.T) {
 // words.
 func TestREADMECounters(t *testing.T) {
 	b := newBench(t, Default())
+	env := *b.env
+	env.Depth = pipeline.DepthInspect
+	_, k := kind(t)
+	c := Default()
+	chain, err := (&pipeline.ChainSpec{Stages: []pipeline.StageSpec{{Kind: k, Config: &c}}}).Build(env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range chain.Stats().Stages[0].Counters {
+		b.env.Counters.Counter(name, "")
+	}
+	if err := chain.Close(); err != nil {
+		t.Error(err)
+	}
 	listed := readme[strings.Index(readme, "## Counters"):strings.Index(readme, "## Examples")]
-	rows := strings.Count(listed, "\n| `") - 1 // denied_REASON has no counter before the first denial
+	rows := strings.Count(listed, "\n| `") - 2 // denied_REASON and sight_lost_REASON have no counter before the first
 	for _, c := range b.env.Counters.All() {
 		if !strings.Contains(listed, "\n| `"+c.Name+"` | ") {
 			t.Errorf("counter %s is not listed", c.Name)
@@ -62,8 +76,16 @@ func TestValidate(t *testing.T) {
 		want   string
 	}{
 		{func(c *Config) { c.Depth = "terminate" }, "", ""},
-		{func(c *Config) { c.Depth = "inspect" }, "depth", `depth "inspect" is not built yet: want "auto" or "terminate"`},
-		{func(c *Config) { c.Depth = "deep" }, "depth", `depth must be "auto" or "terminate", got "deep"`},
+		{func(c *Config) { c.Depth = "inspect" }, "", ""},
+		{func(c *Config) { c.Depth = "deep" }, "depth", `depth must be "auto", "inspect" or "terminate", got "deep"`},
+		{func(c *Config) { c.Hold = "maybe" }, "hold", `hold must be "auto", "on" or "off", got "maybe"`},
+		{func(c *Config) { c.OnConflict = "pass" }, "on_conflict", `on_conflict must be "deny" or "drop", got "pass"`},
+		{func(c *Config) { c.OnBlind = "" }, "on_blind", `on_blind must be "auto", "deny" or "bypass", got ""`},
+		{func(c *Config) { c.Midstream = "reset" }, "midstream", `midstream must be "bypass", "inspect" or "drop", got "reset"`},
+		{func(c *Config) { c.InspectHoldBytes = 14600 }, "inspect_hold_bytes", "inspect_hold_bytes must be from 1KiB to 12KiB, got 14600B"},
+		{func(c *Config) { c.HoldTime = units.Duration(time.Hour) }, "hold_time", "hold_time must be from 100ms to 1m0s, got 1h0m0s"},
+		{func(c *Config) { c.FlowMemory = 1 }, "flow_memory", "flow_memory must be from 64KiB to 64GiB, got 1B"},
+		{func(c *Config) { c.Memory = 1 << 20 }, "memory", "memory must be from 8MiB to 64GiB, got 1MiB"},
 		{func(c *Config) { c.OnLimit = "ignore" }, "on_limit", `on_limit must be "bypass" or "drop", got "ignore"`},
 		{func(c *Config) { c.OnUnsupported = "" }, "on_unsupported", `on_unsupported must be "bypass" or "drop", got ""`},
 		{func(c *Config) { c.LossDetection = "luck" }, "loss_detection", `loss_detection must be "rack" or "sack", got "luck"`},
@@ -96,16 +118,58 @@ func TestValidate(t *testing.T) {
 
 func TestDepth(t *testing.T) {
 	_, k := kind(t)
-	c := k.NewConfig().(*Config)
-	if d, why := k.Depth(c, pipeline.NeedDeny); d != pipeline.DepthTerminate || why == "" {
-		t.Errorf("auto: got %v, %q", d, why)
-	}
-	c.Depth = "terminate"
-	if d, why := k.Depth(c, pipeline.NeedDeny); d != pipeline.DepthTerminate || why != `depth = "terminate"` {
-		t.Errorf("terminate: got %v, %q", d, why)
+	for _, tc := range []struct {
+		depth string
+		need  pipeline.Need
+		want  pipeline.Depth
+		why   string
+	}{
+		{"auto", pipeline.NeedNothing, pipeline.DepthInspect, ""},
+		{"auto", pipeline.NeedObserve, pipeline.DepthInspect, ""},
+		{"auto", pipeline.NeedDeny, pipeline.DepthInspect, ""},
+		{"auto", pipeline.NeedChange, pipeline.DepthTerminate, ""},
+		{"inspect", pipeline.NeedDeny, pipeline.DepthInspect, `depth = "inspect"`},
+		{"terminate", pipeline.NeedObserve, pipeline.DepthTerminate, `depth = "terminate"`},
+	} {
+		c := k.NewConfig().(*Config)
+		c.Depth = tc.depth
+		if d, why := k.Depth(c, tc.need); d != tc.want || why != tc.why {
+			t.Errorf("%s, need %v: got %v, %q", tc.depth, tc.need, d, why)
+		}
 	}
 	if k.Layer != pipeline.BoundaryLayer || !k.Affinity {
 		t.Errorf("layer %v, affinity %v", k.Layer, k.Affinity)
+	}
+}
+
+// TestSuits: what the stages behind cannot live with is a problem of the
+// configuration, not of the first connection.
+func TestSuits(t *testing.T) {
+	_, k := kind(t)
+	for _, tc := range []struct {
+		change func(*Config)
+		need   pipeline.Need
+		want   string
+	}{
+		{func(*Config) {}, pipeline.NeedChange, ""},
+		{func(c *Config) { c.Depth = "inspect" }, pipeline.NeedDeny, ""},
+		{func(c *Config) { c.Depth = "inspect" }, pipeline.NeedChange, `depth: depth "inspect" cannot serve x, which swaps: want "auto" or "terminate"`},
+		{func(c *Config) { c.Hold = "off" }, pipeline.NeedObserve, ""},
+		{func(c *Config) { c.Hold = "off" }, pipeline.NeedDeny, `hold: hold "off" lets pass what x may deny (it swaps): want "auto" or "on"`},
+		{func(c *Config) { c.Depth, c.Midstream = "terminate", "drop" }, pipeline.NeedDeny, `midstream: midstream "drop" needs depth "inspect": a connection under way cannot be terminated`},
+		{func(c *Config) { c.Midstream = "inspect" }, pipeline.NeedChange, `midstream: midstream "inspect" needs depth "inspect": a connection under way cannot be terminated`},
+	} {
+		c := k.NewConfig().(*Config)
+		tc.change(c)
+		var issues pipeline.Issues
+		k.Suits(c, tc.need, "x", "swaps", &issues)
+		got := ""
+		for _, i := range issues.List {
+			got += i.Path + ": " + i.Text
+		}
+		if got != tc.want {
+			t.Errorf("got %q, want %q", got, tc.want)
+		}
 	}
 }
 
@@ -133,6 +197,7 @@ func newBench(t *testing.T, c Config) *bench {
 	}
 	b.worker = pipeline.NewWorker(pipeline.WorkerOptions{Ports: []pipeline.Port{b.ports[0], b.ports[1]}, Infos: infos, Pool: b.pool})
 	_, k := kind(t)
+	c.Depth = "terminate"
 	// The stage's own environment, to look at its counters.
 	env := b.worker.Env()
 	spec := pipeline.ChainSpec{Name: "test", Stages: []pipeline.StageSpec{{Kind: k, Config: &c}}}

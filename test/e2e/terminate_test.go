@@ -45,6 +45,7 @@ name = "http"
   [[chain.stage]]
   kind = "http"
   deny_hosts = ["*.ads.example"]
+  deny = "403"
 ` + terminateChain
 
 // terminating starts an appliance that terminates all TCP.

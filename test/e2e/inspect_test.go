@@ -1,0 +1,165 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"penstock/internal/lab"
+	"penstock/internal/lab/traffic"
+)
+
+const inspectChain = `
+[[steer]]
+from = "lan"
+proto = "tcp"
+to = "http"
+[[chain]]
+name = "http"
+  [[chain.stage]]
+  kind = "tcp"
+  [[chain.stage]]
+  kind = "http"
+`
+
+const inspectDeny = inspectChain + `  deny_hosts = ["*.ads.example"]
+`
+
+// TestInspect looks into HTTP without terminating it: curl gets every byte, the
+// server sees the client's own packets, and a host that is denied is a reset.
+func TestInspect(t *testing.T) {
+	for name, chain := range map[string]string{"observe": inspectChain, "deny": inspectDeny} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, lab.InlineOptions{})
+			log := filepath.Join(r.dir, "events.json")
+			r.config("closed", "", chain+fmt.Sprintf("\n[[record]]\nto = \"file:%s\"\nevents = [\"http\"]\n", log))
+			r.origin(80)
+			a := r.start()
+			if s := a.status(); s.Chains[0].Depth != "inspect" {
+				t.Fatalf("depth %s: %s", s.Chains[0].Depth, s.Chains[0].Why)
+			}
+			const n = 10000000
+			for _, v6 := range []bool{false, true} {
+				url := "http://" + r.addr(v6, 80)
+				file := filepath.Join(r.dir, "object")
+				r.run(r.Client, 60*time.Second, "curl", "-sS", "--fail", "-g", "-o", file, fmt.Sprintf("%s/bytes/%d", url, n))
+				b, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				sum := sha256.Sum256(b)
+				if got, want := hex.EncodeToString(sum[:]), traffic.Sum(traffic.Seed, n); got != want {
+					t.Errorf("curl over %s: %d bytes with sum %s, want %s", ipName(v6), len(b), got, want)
+				}
+				// Keep-alive, and a request in many segments.
+				r.run(r.Client, 20*time.Second, "curl", "-sS", "--fail", "-g", "-o", "/dev/null", url+"/whoami", "-o", "/dev/null", url+"/whoami", "-o", "/dev/null", url+"/bytes/100000")
+				if name == "deny" {
+					out, err := r.try(r.Client, 20*time.Second, "curl", "-sS", "-g", "-o", "/dev/null", "-w", "%{http_code}", "-H", "Host: x.ads.example", url+"/whoami")
+					if err == nil || !strings.Contains(out, "reset") {
+						t.Errorf("curl to a denied host over %s: %v, %q", ipName(v6), err, out)
+					}
+				}
+			}
+			want := 8
+			if name == "deny" {
+				want += 2
+			}
+			r.eventually("the requests are recorded", func() error {
+				b, err := os.ReadFile(log)
+				if err != nil {
+					return err
+				}
+				if got := bytes.Count(b, []byte("\n")); got != want {
+					return fmt.Errorf("%d records, want %d: %s", got, want, b)
+				}
+				for line := range bytes.Lines(b) {
+					var e struct {
+						Action, Unseen string
+						HTTP           struct {
+							Status int
+							Length int64
+							URL    string
+							TTFB   float64 `json:"time_to_first_byte_seconds"`
+						}
+					}
+					if err := json.Unmarshal(line, &e); err != nil {
+						return err
+					}
+					if e.Unseen != "" || e.Action == "allowed" && (e.HTTP.Status != 200 || e.HTTP.TTFB <= 0) ||
+						strings.HasSuffix(e.HTTP.URL, fmt.Sprint(n)) && e.HTTP.Length < n {
+						t.Errorf("record %s", line)
+					}
+				}
+				return nil
+			})
+			a.stop()
+		})
+	}
+}
+
+// TestInspectSegments sends a request byte by byte to a chain that may deny: it
+// arrives when it is complete, and when it is refused nothing of it does.
+func TestInspectSegments(t *testing.T) {
+	r := newRig(t, lab.InlineOptions{})
+	r.config("closed", "", inspectDeny)
+	r.origin(80)
+	a := r.start()
+	for host, allowed := range map[string]bool{"good.example": true, "x.ads.example": false} {
+		conn, err := r.Client.Dial("tcp", r.addr(false, 80))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+		if err := conn.(*net.TCPConn).SetNoDelay(true); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []byte("GET /bytes/1000 HTTP/1.1\r\nHost: " + host + "\r\nConnection: close\r\n\r\n") {
+			if _, err := conn.Write([]byte{c}); err != nil {
+				break // reset meanwhile: what follows says so
+			}
+		}
+		b, err := io.ReadAll(conn)
+		if allowed && (err != nil || !bytes.HasPrefix(b, []byte("HTTP/1.1 200"))) {
+			t.Errorf("%s: %v, %q", host, err, b)
+		}
+		if !allowed && (err == nil || len(b) > 0) {
+			t.Errorf("%s: %v, %q", host, err, b)
+		}
+	}
+	a.stop()
+}
+
+// TestInspectRelease: what is no HTTP is let go of, and leaves user space with
+// both directions; every byte arrives.
+func TestInspectRelease(t *testing.T) {
+	r := newRig(t, lab.InlineOptions{})
+	r.config("closed", "", inspectChain)
+	r.tcpServer(7000)
+	a := r.start()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	for _, v6 := range []bool{false, true} {
+		if err := r.client().TCPEcho(ctx, r.addr(v6, 7000), 20<<20); err != nil {
+			t.Fatalf("%s: %v", ipName(v6), err)
+		}
+	}
+	s := a.status()
+	if s.Flows.Offloaded < 2 || s.Totals.Packets > 1000 {
+		t.Errorf("%d flows are offloaded, %d packets went to user space", s.Flows.Offloaded, s.Totals.Packets)
+	}
+	if f, err := a.flow(r.addr(false, 7000)); err != nil || f.Depth != "offload" {
+		t.Errorf("%+v, %v", f, err)
+	}
+	a.stop()
+}

@@ -36,7 +36,7 @@ func (s *Inspector) accept(f *flow, d pipeline.Direction, p *pipeline.Packet, t 
 		p.Drop(ReasonWindow)
 		return
 	}
-	if h.fin >= 0 && (end > h.fin || fin && end != h.fin) || fin && h.fin < 0 && end < h.top {
+	if last > pos && (h.fin >= 0 && (end > h.fin || fin && end != h.fin) || fin && h.fin < 0 && end < h.top) {
 		s.conflict(f, p)
 		return
 	}

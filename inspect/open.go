@@ -38,7 +38,7 @@ func (s *Inspector) begin(p *pipeline.Packet, t wire.TCP, key wire.Flow, reverse
 		refuse(p, Bypass, 0)
 		return
 	}
-	f, fits := s.make(p, key, reversed, now)
+	f, fits := s.make(p, key, reversed, false, now)
 	if f == nil {
 		if fits {
 			p.Continue() // no stage is interested
@@ -74,7 +74,7 @@ func refuse(p *pipeline.Packet, how Refusal, why pipeline.Reason) {
 
 // make enters a new flow into the table and opens its streams. Without a flow,
 // fits says that there was room, and no stream stage wants to see it.
-func (s *Inspector) make(p *pipeline.Packet, key wire.Flow, reversed bool, now int64) (f *flow, fits bool) {
+func (s *Inspector) make(p *pipeline.Packet, key wire.Flow, reversed, midstream bool, now int64) (f *flow, fits bool) {
 	v, ok := s.flows.Insert(key, now)
 	if !ok {
 		// Connections that are only remembered do not keep new ones out.
@@ -93,7 +93,11 @@ func (s *Inspector) make(p *pipeline.Packet, key wire.Flow, reversed bool, now i
 	f.key, f.reversed = key, reversed
 	f.conn = pipeline.Conn{
 		ID: pipeline.NewConnID(), Flow: p.Flow, Client: p.Flow.SrcAddr(), Server: p.Flow.DstAddr(),
-		In: p.In, Depth: pipeline.DepthInspect, Start: p.Time,
+		In: p.In, Depth: pipeline.DepthInspect, Start: p.Time, Midstream: midstream,
+	}
+	if c := &f.conn; midstream && p.Flow.SrcPort < p.Flow.DstPort { // servers have the lower port
+		f.reversed = !reversed
+		c.Flow, c.Client, c.Server, c.In = p.Flow.Reverse(), c.Server, c.Client, p.Out
 	}
 	if !s.open(f) {
 		s.flows.Delete(key)
@@ -131,7 +135,7 @@ func (s *Inspector) pickUp(p *pipeline.Packet, t wire.TCP, key wire.Flow, revers
 		p.Continue()
 		return
 	}
-	f, fits := s.make(p, key, reversed, now)
+	f, fits := s.make(p, key, reversed, true, now)
 	if f == nil {
 		if fits {
 			p.Continue()
@@ -144,13 +148,8 @@ func (s *Inspector) pickUp(p *pipeline.Packet, t wire.TCP, key wire.Flow, revers
 	}
 	s.n.midstreamInspected.Add(1)
 	d := pipeline.ToServer
-	f.conn.Midstream = true
-	if p.Flow.SrcPort < p.Flow.DstPort {
-		// Servers have the lower port.
+	if f.reversed != reversed {
 		d = pipeline.ToClient
-		f.reversed = !reversed
-		f.conn.Flow = p.Flow.Reverse()
-		f.conn.Client, f.conn.Server, f.conn.In = f.conn.Server, f.conn.Client, p.Out
 	}
 	h, o := &f.half[d], &f.half[1-d]
 	h.begin(t.Seq(), p)

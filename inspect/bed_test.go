@@ -18,6 +18,8 @@ const (
 type script struct {
 	data   func(c *scripted, d pipeline.Direction, b []byte) (int, pipeline.StreamVerdict)
 	refuse bool // no interest
+	count  bool // only looks; notes nothing
+	keep   int  // with count: lets only so many bytes of the last ones go
 	opened []*scripted
 }
 
@@ -42,6 +44,12 @@ func (s *script) Open(c *pipeline.Conn) pipeline.Stream {
 }
 
 func (c *scripted) Data(d pipeline.Direction, b []byte, _ int64) (int, pipeline.StreamVerdict) {
+	if c.count {
+		if c.keep > 0 && len(b) < 3000 {
+			return min(c.keep, len(b)), pipeline.StreamVerdict{}
+		}
+		return len(b), pipeline.StreamVerdict{}
+	}
 	if c.closes > 0 || c.ends[d] > 0 {
 		c.errors = append(c.errors, "data after the end")
 	}
@@ -75,6 +83,7 @@ type bed struct {
 	worker *pipeline.Worker
 	pool   *pipeline.Pool
 	ports  [2]*pipeline.MemoryPort
+	list   []pipeline.Port // the worker's
 	now    int64
 	taken  []pipeline.ReleasedFlow
 	panics uint64 // expected
@@ -97,8 +106,9 @@ func newBed(t testing.TB, change func(*Options), streams ...*script) *bed {
 	for i := range b.ports {
 		b.ports[i] = pipeline.NewMemoryPort(infos[i], b.pool, 256)
 	}
+	b.list = []pipeline.Port{b.ports[0], b.ports[1]}
 	b.worker = pipeline.NewWorker(pipeline.WorkerOptions{
-		Ports: []pipeline.Port{b.ports[0], b.ports[1]}, Infos: infos, Pool: b.pool, Clock: func() int64 { return b.now }, Offloader: b,
+		Ports: b.list, Infos: infos, Pool: b.pool, Clock: func() int64 { return b.now }, Offloader: b,
 	})
 	o := DefaultOptions()
 	if len(streams) == 0 {

@@ -225,7 +225,7 @@ func (s *Inspector) reset(f *flow, d pipeline.Direction, p *pipeline.Packet, t w
 		}
 	case f.state == stateSYN:
 		if pos < -1 || pos > 0 {
-			p.Drop(ReasonWindow)
+			p.Continue() // of an earlier connection, of which the server has reminded it
 			return
 		}
 	default:

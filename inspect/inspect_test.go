@@ -252,8 +252,8 @@ func TestHandshake(t *testing.T) {
 		b := newBed(t, nil)
 		b.pass(0, syn(100))
 		c := &conn{bed: b, isn: [2]uint32{100, 500}}
-		b.drop(0, c.frame(up, psh, 0, 0, "early"), pipeline.ReasonOutOfState)
 		b.drop(1, c.frame(down, psh, 0, 0, "early"), pipeline.ReasonOutOfState)
+		b.drop(0, c.frame(up, wire.FlagPSH, 0, 0, "early"), pipeline.ReasonOutOfState)
 		b.drop(1, synack(500, 100), pipeline.ReasonOutOfState)
 		b.pass(1, synack(500, 101))
 		b.pass(1, synack(500, 101))
@@ -261,6 +261,31 @@ func TestHandshake(t *testing.T) {
 		b.drop(1, c.frame(down, psh, 0, 0, "early"), pipeline.ReasonOutOfState)
 		b.pass(0, c.frame(up, psh, 0, 0, "with the last ACK"))
 		b.saw(up, "with the last ACK")
+	})
+	t.Run("answered elsewhere", func(t *testing.T) {
+		for _, denies := range []bool{false, true} {
+			b := newBed(t, func(o *Options) { o.DenyBlind = denies })
+			b.pass(0, syn(100))
+			c := &conn{bed: b, isn: [2]uint32{100, 500}}
+			if denies {
+				b.drop(0, c.frame(up, psh, 0, 0, "unasked"), ReasonGap)
+			} else {
+				b.pass(0, c.frame(up, psh, 0, 0, "unasked"))
+			}
+			b.saw(up, "")
+		}
+	})
+	t.Run("half open", func(t *testing.T) { // RFC 9293 3.5.1, figure 9
+		b := newBed(t, nil)
+		b.pass(0, syn(100))
+		old := &conn{bed: b, isn: [2]uint32{7000, 500}}
+		b.pass(1, old.frame(down, ack, 30, 20, ""))
+		b.pass(0, old.frame(up, wire.FlagRST, 20, 0, ""))
+		b.pass(0, syn(100))
+		b.pass(1, synack(900, 101))
+		c := &conn{bed: b, isn: [2]uint32{100, 900}}
+		b.pass(0, c.frame(up, psh, 0, 0, "x"))
+		b.saw(up, "x")
 	})
 	t.Run("split", func(t *testing.T) {
 		b := newBed(t, nil)

@@ -107,8 +107,10 @@ func (s *Inspector) segment(p *pipeline.Packet, now int64) {
 		s.afterEnd(f, d, p, t)
 	case flags.Has(wire.FlagRST):
 		s.reset(f, d, p, t)
-	case f.state == stateSYN || !flags.Has(wire.FlagACK):
+	case !flags.Has(wire.FlagACK):
 		p.Drop(pipeline.ReasonOutOfState)
+	case f.state == stateSYN:
+		s.unanswered(f, d, p, t)
 	default:
 		s.accept(f, d, p, t, now)
 	}

@@ -230,6 +230,21 @@ func (s *Inspector) answered(f *flow, p *pipeline.Packet, t wire.TCP) {
 	p.Continue()
 }
 
+// unanswered decides on a segment with an ACK between a SYN and its answer. A
+// server that remembers an earlier connection challenges the SYN with one, and
+// the client resets that (RFC 9293 3.5.1). A client that sends one has been
+// answered where nobody saw it.
+func (s *Inspector) unanswered(f *flow, d pipeline.Direction, p *pipeline.Packet, t wire.TCP) {
+	switch {
+	case d == pipeline.ToServer:
+		s.blind(f, p, ReasonGap)
+	case len(t.Payload()) == 0 && !t.Flags().Has(wire.FlagFIN):
+		p.Continue()
+	default:
+		p.Drop(pipeline.ReasonOutOfState)
+	}
+}
+
 // restart begins a new connection on the addresses and ports of one that is
 // over.
 func (s *Inspector) restart(f *flow, p *pipeline.Packet, t wire.TCP, now int64) {

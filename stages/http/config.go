@@ -13,6 +13,15 @@ type Config struct {
 	DenyHosts []string `toml:"deny_hosts"`
 	// If set, every other host is refused. deny_hosts is asked first.
 	AllowHosts []string `toml:"allow_hosts"`
+	// Methods that are refused; if allow is set, every other one is.
+	DenyMethods  []string `toml:"deny_methods"`
+	AllowMethods []string `toml:"allow_methods"`
+	// Paths that are refused, "/x/*" for all below /x; if allow is set, every
+	// other one is.
+	DenyPaths  []string `toml:"deny_paths"`
+	AllowPaths []string `toml:"allow_paths"`
+	// Headers that are refused: "Name", or "Name: pattern".
+	DenyHeaders []string `toml:"deny_headers"`
 	// What a refused client sees: "403", a response, "reset", or "auto": a
 	// response where the connection is terminated anyway, else a reset.
 	Deny string `toml:"deny"`
@@ -22,6 +31,8 @@ type Config struct {
 	OnBad string `toml:"on_bad"`
 	// The largest request head.
 	MaxHead units.Size `toml:"max_head"`
+	// The most headers of a request.
+	MaxHeaders int `toml:"max_headers"`
 	// The most requests that wait for a response on one connection.
 	MaxPipelined int `toml:"max_pipelined"`
 	// Whether requests are recorded, as events "http".
@@ -29,7 +40,7 @@ type Config struct {
 }
 
 func defaults() Config {
-	return Config{Deny: "auto", OnBad: "auto", MaxHead: 64 << 10, MaxPipelined: 128, Log: true}
+	return Config{Deny: "auto", OnBad: "auto", MaxHead: 64 << 10, MaxHeaders: 256, MaxPipelined: 128, Log: true}
 }
 
 const maxMaxHead = 1 << 20
@@ -46,6 +57,10 @@ func validate(c *Config, issues *pipeline.Issues) {
 	if c.MaxHead < 256 || c.MaxHead > maxMaxHead {
 		issues.Add("max_head", `want a size from "256B" to "1MiB", got %q`, c.MaxHead)
 	}
+	validateLists(c, issues)
+	if c.MaxHeaders < 1 || c.MaxHeaders > 10000 {
+		issues.Add("max_headers", "want a number from 1 to 10000, got %d", c.MaxHeaders)
+	}
 	if c.MaxPipelined < 1 || c.MaxPipelined > 10000 {
 		issues.Add("max_pipelined", "want a number from 1 to 10000, got %d", c.MaxPipelined)
 	}
@@ -57,13 +72,18 @@ func isAlnum(c byte) bool {
 
 // enforces reports whether the stage must understand every request.
 func (c *Config) enforces() bool {
-	return c.OnBad == "deny" || c.OnBad == "auto" && (len(c.DenyHosts) > 0 || len(c.AllowHosts) > 0)
+	return c.OnBad == "deny" || c.OnBad == "auto" && c.refuses()
+}
+
+// refuses reports whether there are lists.
+func (c *Config) refuses() bool {
+	return len(c.DenyHosts)+len(c.AllowHosts)+len(c.DenyMethods)+len(c.AllowMethods)+len(c.DenyPaths)+len(c.AllowPaths)+len(c.DenyHeaders) > 0
 }
 
 // needs says what the stage does with connections, and why.
 func (c *Config) needs() (pipeline.Need, string) {
 	switch {
-	case !c.enforces() && len(c.DenyHosts) == 0 && len(c.AllowHosts) == 0:
+	case !c.enforces() && !c.refuses():
 		return pipeline.NeedObserve, "follows requests and refuses none"
 	case c.Deny == "403":
 		return pipeline.NeedChange, `answers in the server's place: deny = "403"`

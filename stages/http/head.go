@@ -29,6 +29,7 @@ type head struct {
 	upgrade        bool // asks for, or switches to, another protocol
 	userAgent      string
 	contentType    string
+	fieldDenied    bool // a rule refuses a header
 }
 
 // headEnd returns the length of the head at the start of b, its empty line
@@ -42,10 +43,10 @@ func headEnd(b []byte) int {
 
 // parseRequest reads a complete request head. A reason other than ReasonNone
 // says why it is refused.
-func parseRequest(b []byte) (h head, bad pipeline.Reason) {
+func parseRequest(b []byte, p *policy) (h head, bad pipeline.Reason) {
 	line, rest, ok := cutLine(b)
 	if !ok {
-		return h, reasonBadHead
+		return h, reasonBadLine
 	}
 	method, after, ok1 := bytes.Cut(line, []byte{' '})
 	target, version, ok2 := bytes.Cut(after, []byte{' '})
@@ -56,12 +57,12 @@ func parseRequest(b []byte) (h head, bad pipeline.Reason) {
 		return h, reasonBadHead
 	}
 	h.method, h.target = string(method), string(target)
-	f, bad := parseFields(rest, &h)
+	f, bad := parseFields(rest, &h, p)
 	if bad != pipeline.ReasonNone {
 		return h, bad
 	}
 	if f.hosts > 1 || f.hosts == 0 && h.minor >= 1 { // RFC 9112 3.2
-		return h, reasonBadHead
+		return h, reasonBadHost
 	}
 	authority := f.host
 	switch {
@@ -80,12 +81,18 @@ func parseRequest(b []byte) (h head, bad pipeline.Reason) {
 	}
 	if authority != "" {
 		if h.host, ok = normalHost(authority); !ok {
-			return h, reasonBadHead
+			return h, reasonBadHost
 		}
 	}
 	switch {
-	case f.chunked && f.lengths > 0 || f.badFraming || f.chunked && h.minor == 0:
-		return h, reasonFraming // RFC 9112 6.1, 6.3: what smuggling is made of
+	case f.chunked && f.lengths > 0: // RFC 9112 6.1, 6.3: what smuggling is made of
+		return h, reasonSmuggle
+	case f.badFraming != pipeline.ReasonNone:
+		return h, f.badFraming
+	case f.chunked && h.minor == 0:
+		return h, reasonCoding
+	case p.enforce && f.h2c:
+		return h, reasonH2C
 	case f.chunked:
 		h.framing = chunked
 	case f.lengths > 0 && h.length > 0:
@@ -114,8 +121,8 @@ func parseResponse(b []byte, method string) (h head, ok bool) {
 	if h.status < 100 || len(line) > 12 && line[12] != ' ' {
 		return h, false
 	}
-	f, bad := parseFields(rest, &h)
-	if bad != pipeline.ReasonNone || f.badFraming || f.chunked && f.lengths > 0 {
+	f, bad := parseFields(rest, &h, nil)
+	if bad != pipeline.ReasonNone || f.badFraming != pipeline.ReasonNone || f.chunked && f.lengths > 0 {
 		return h, false
 	}
 	// RFC 9112 6.3, in its order.
@@ -143,19 +150,21 @@ func parseResponse(b []byte, method string) (h head, ok bool) {
 type fields struct {
 	host                  string
 	hosts, lengths        int
-	chunked, badFraming   bool
+	chunked, h2c          bool
+	badFraming            pipeline.Reason
 	sawClose, sawKeep     bool
 	connectionUpgrade, up bool
 }
 
 func (f *fields) closes(minor byte) bool { return f.sawClose || minor == 0 && !f.sawKeep }
 
-// parseFields reads the field lines, up to and including the empty one.
-func parseFields(b []byte, h *head) (f fields, bad pipeline.Reason) {
-	for {
+// parseFields reads the field lines, up to and including the empty one. p is nil
+// for those of a response.
+func parseFields(b []byte, h *head, p *policy) (f fields, bad pipeline.Reason) {
+	for n := 0; ; n++ {
 		line, rest, ok := cutLine(b)
 		if !ok {
-			return f, reasonBadHead
+			return f, reasonBadLine
 		}
 		b = rest
 		if len(line) == 0 {
@@ -166,9 +175,15 @@ func parseFields(b []byte, h *head) (f fields, bad pipeline.Reason) {
 		// A space before the colon, a folded line or a name that is no token:
 		// parsers differ on all of them (RFC 9112 5.1, 5.2).
 		if !ok || !isToken(name) || !validValue(value) {
-			return f, reasonBadHead
+			return f, reasonBadField
 		}
 		value = bytes.Trim(value, " \t")
+		if p != nil {
+			if n >= p.maxFields {
+				return f, reasonFields
+			}
+			h.fieldDenied = h.fieldDenied || len(p.fields) > 0 && p.deniesField(name, value)
+		}
 		switch len(name) {
 		case 2:
 			if equalFold(name, "te") {
@@ -182,6 +197,7 @@ func parseFields(b []byte, h *head) (f fields, bad pipeline.Reason) {
 		case 7:
 			if equalFold(name, "upgrade") {
 				f.up = true
+				f.h2c = f.h2c || hasToken(value, "h2c")
 			}
 		case 10:
 			if equalFold(name, "connection") {
@@ -199,8 +215,11 @@ func parseFields(b []byte, h *head) (f fields, bad pipeline.Reason) {
 			if equalFold(name, "content-length") {
 				f.lengths++
 				n, ok := parseLength(value)
-				if !ok || f.lengths > 1 {
-					f.badFraming = true
+				switch {
+				case f.lengths > 1 || bytes.IndexByte(value, ',') >= 0:
+					f.badFraming = reasonLengths
+				case !ok:
+					f.badFraming = reasonLength
 				}
 				h.length = n
 			}
@@ -209,7 +228,7 @@ func parseFields(b []byte, h *head) (f fields, bad pipeline.Reason) {
 				// Only "chunked", once: other codings, and orders in which it is
 				// not the last, are where implementations part.
 				if f.chunked || !equalFold(value, "chunked") {
-					f.badFraming = true
+					f.badFraming = reasonCoding
 				}
 				f.chunked = true
 			}

@@ -10,7 +10,6 @@ package http
 import (
 	_ "embed"
 
-	"penstock/internal/hostname"
 	"penstock/pipeline"
 )
 
@@ -36,7 +35,7 @@ type stage struct {
 	cfg           Config
 	env           *pipeline.Env
 	enforce       bool
-	deny, allow   *hostname.Set
+	policy        *policy
 	recorder      pipeline.Recorder
 	requests      *pipeline.Counter
 	responses     *pipeline.Counter
@@ -49,10 +48,7 @@ type stage struct {
 }
 
 func newStage(c Config, env *pipeline.Env) *stage {
-	s := &stage{cfg: c, env: env, enforce: c.enforces(), deny: hostname.NewSet(c.DenyHosts), recorder: env.Recorder}
-	if len(c.AllowHosts) > 0 {
-		s.allow = hostname.NewSet(c.AllowHosts)
-	}
+	s := &stage{cfg: c, env: env, enforce: c.enforces(), policy: newPolicy(&c), recorder: env.Recorder}
 	ctr := env.Counters.Counter
 	s.requests = ctr("requests", "request heads that were understood")
 	s.responses = ctr("responses", "final response heads that were understood")
@@ -148,7 +144,7 @@ func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVe
 			if !ok {
 				// These bytes have not passed yet: the chunk that cannot be
 				// read must not reach the server.
-				return c.bad(b, pass-n, reasonFraming, now)
+				return c.bad(b, pass-n, reasonChunk, now)
 			}
 			if done {
 				c.req.inBody = false
@@ -177,7 +173,7 @@ func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVe
 			}
 			c.pending = c.pending[:0] // nothing will ever answer them
 		}
-		h, why := parseRequest(rest[:end])
+		h, why := parseRequest(rest[:end], c.s.policy)
 		if why != pipeline.ReasonNone {
 			return c.bad(b, pass, why, now)
 		}
@@ -185,8 +181,11 @@ func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVe
 		c.s.requests.Add(1)
 		e := &exchange{start: now, method: h.method, target: h.target, host: h.host, minor: h.minor, userAgent: h.userAgent,
 			upgrade: h.upgrade, requestBytes: uint64(end)}
-		if c.s.deny.Match(h.host) || c.s.allow != nil && !c.s.allow.Match(h.host) {
-			return c.refuse(e, pass, reasonHost, now)
+		if why := c.s.policy.judge(&h); why != pipeline.ReasonNone {
+			if !byPolicy(why) && !c.s.enforce {
+				return c.bad(b, pass, why, now)
+			}
+			return c.refuse(e, pass, why, now)
 		}
 		c.current = e
 		if !c.lost {

@@ -84,7 +84,11 @@ func (c *conversation) send(d pipeline.Direction, b string) {
 const get = "GET /a HTTP/1.1\r\nHost: good.example\r\n\r\n"
 
 func TestRequests(t *testing.T) {
-	deny := func(c *Config) { c.DenyHosts = []string{"*.ads.example", "bad.example"} }
+	deny := func(c *Config) {
+		c.DenyHosts = []string{"*.ads.example", "bad.example"}
+		c.DenyMethods, c.DenyPaths = []string{"DELETE"}, []string{"/admin/*"}
+		c.DenyHeaders = []string{"X-Evil", "User-Agent: *sqlmap*"}
+	}
 	for _, row := range []struct {
 		name, in string
 		want     string // reason of the denial, or "" if all of it passes
@@ -107,35 +111,58 @@ func TestRequests(t *testing.T) {
 		{"connect", "CONNECT bad.example:443 HTTP/1.1\r\nHost: good.example\r\n\r\n", "http_host_denied"},
 		{"second request", get + "GET / HTTP/1.1\r\nHost: bad.example\r\n\r\n", "http_host_denied"},
 
-		{"no host", "GET / HTTP/1.1\r\n\r\n", "http_bad_request"},
-		{"two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: bad.example\r\n\r\n", "http_bad_request"},
-		{"space before colon", "GET / HTTP/1.1\r\nHost : a\r\n\r\n", "http_bad_request"},
-		{"folded line", "GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n z\r\n\r\n", "http_bad_request"},
-		{"bare LF", "GET / HTTP/1.1\nHost: a\r\n\r\n", "http_bad_request"},
-		{"bare CR", "GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n", "http_bad_request"},
-		{"NUL", "GET / HTTP/1.1\r\nHost: a\x00\r\n\r\n", "http_bad_request"},
+		{"no host", "GET / HTTP/1.1\r\n\r\n", "http_bad_host"},
+		{"two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: bad.example\r\n\r\n", "http_bad_host"},
+		{"space before colon", "GET / HTTP/1.1\r\nHost : a\r\n\r\n", "http_bad_header"},
+		{"folded line", "GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n z\r\n\r\n", "http_bad_header"},
+		{"bare LF", "GET / HTTP/1.1\nHost: a\r\n\r\n", "http_bad_line_end"},
+		{"bare CR", "GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n", "http_bad_line_end"},
+		{"NUL", "GET / HTTP/1.1\r\nHost: a\x00\r\n\r\n", "http_bad_header"},
 		{"version", "GET / HTTP/2.0\r\nHost: a\r\n\r\n", "http_bad_request"},
 		{"two spaces", "GET  / HTTP/1.1\r\nHost: a\r\n\r\n", "http_bad_request"},
 		{"no version", "GET /\r\n\r\n", "http_bad_request"},
-		{"host with a slash", "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", "http_bad_request"},
+		{"host with a slash", "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", "http_bad_host"},
 
-		{"CL and TE", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n", "http_bad_framing"},
-		{"two CL", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nContent-Length: 4\r\n\r\n", "http_bad_framing"},
-		{"CL list", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4, 4\r\n\r\n", "http_bad_framing"},
-		{"signed CL", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +4\r\n\r\n", "http_bad_framing"},
-		{"negative CL", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", "http_bad_framing"},
-		{"hex CL", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x4\r\n\r\n", "http_bad_framing"},
-		{"empty CL", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n", "http_bad_framing"},
-		{"huge CL", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n", "http_bad_framing"},
-		{"TE twice", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", "http_bad_framing"},
-		{"TE other", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n", "http_bad_framing"},
-		{"TE list", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", "http_bad_framing"},
-		{"TE in 1.0", "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", "http_bad_framing"},
-		{"chunk size overflow", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n10000000000000000\r\n", "http_bad_framing"},
-		{"chunk size sign", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", "http_bad_framing"},
-		{"chunk bare LF", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\nx\r\n0\r\n\r\n", "http_bad_framing"},
-		{"chunk data too long", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxy\r\n0\r\n\r\n", "http_bad_framing"},
-		{"chunk extension bomb", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;" + strings.Repeat("a", 5000), "http_bad_framing"},
+		{"CL and TE", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n", "http_length_and_chunked"},
+		{"two CL", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nContent-Length: 4\r\n\r\n", "http_repeated_length"},
+		{"CL list", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4, 4\r\n\r\n", "http_repeated_length"},
+		{"signed CL", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +4\r\n\r\n", "http_bad_length"},
+		{"negative CL", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", "http_bad_length"},
+		{"hex CL", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x4\r\n\r\n", "http_bad_length"},
+		{"empty CL", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n", "http_bad_length"},
+		{"huge CL", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n", "http_bad_length"},
+		{"TE twice", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", "http_bad_transfer_encoding"},
+		{"TE other", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n", "http_bad_transfer_encoding"},
+		{"TE list", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", "http_bad_transfer_encoding"},
+		{"TE in 1.0", "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", "http_bad_transfer_encoding"},
+		{"chunk size overflow", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n10000000000000000\r\n", "http_bad_chunk"},
+		{"chunk size sign", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", "http_bad_chunk"},
+		{"chunk bare LF", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\nx\r\n0\r\n\r\n", "http_bad_chunk"},
+		{"chunk data too long", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxy\r\n0\r\n\r\n", "http_bad_chunk"},
+		{"chunk extension bomb", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;" + strings.Repeat("a", 5000), "http_bad_chunk"},
+
+		{"method", "DELETE / HTTP/1.1\r\nHost: a\r\n\r\n", "http_method_denied"},
+		{"method in other case", "delete / HTTP/1.1\r\nHost: a\r\n\r\n", ""},
+		{"path", "GET /admin HTTP/1.1\r\nHost: a\r\n\r\n", "http_path_denied"},
+		{"path below", "GET /admin/x?y HTTP/1.1\r\nHost: a\r\n\r\n", "http_path_denied"},
+		{"path beside", "GET /administer HTTP/1.1\r\nHost: a\r\n\r\n", ""},
+		{"path in the query", "GET /?/admin/x HTTP/1.1\r\nHost: a\r\n\r\n", ""},
+		{"path in absolute form", "GET http://a/admin/x HTTP/1.1\r\nHost: a\r\n\r\n", "http_path_denied"},
+		{"no path in absolute form", "GET http://a HTTP/1.1\r\nHost: a\r\n\r\n", ""},
+		{"escaped path", "GET /%61dm%69n/x HTTP/1.1\r\nHost: a\r\n\r\n", "http_path_denied"},
+		{"dots in the path", "GET /x/.././y/../admin/x HTTP/1.1\r\nHost: a\r\n\r\n", "http_path_denied"},
+		{"escaped dots", "GET /x/%2e%2E/admin HTTP/1.1\r\nHost: a\r\n\r\n", "http_path_denied"},
+		{"slashes", "GET //admin//x HTTP/1.1\r\nHost: a\r\n\r\n", "http_path_denied"},
+		{"parameter", "GET /admin;v=1/x HTTP/1.1\r\nHost: a\r\n\r\n", "http_path_denied"},
+		{"escaped slash", "GET /x%2fadmin HTTP/1.1\r\nHost: a\r\n\r\n", "http_bad_path"},
+		{"escaped twice", "GET /%2561dmin HTTP/1.1\r\nHost: a\r\n\r\n", "http_bad_path"},
+		{"escape cut short", "GET /x%2 HTTP/1.1\r\nHost: a\r\n\r\n", "http_bad_path"},
+		{"backslash", "GET /x\\admin HTTP/1.1\r\nHost: a\r\n\r\n", "http_bad_path"},
+		{"header", "GET / HTTP/1.1\r\nHost: a\r\nx-EVIL: 1\r\n\r\n", "http_header_denied"},
+		{"header by value", "GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: my SQLMap/1.0\r\n\r\n", "http_header_denied"},
+		{"header with another value", "GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: curl\r\n\r\n", ""},
+		{"headers", "GET / HTTP/1.1\r\nHost: a\r\n" + strings.Repeat("X: y\r\n", 256) + "\r\n", "http_too_many_headers"},
+		{"h2c", "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n", "http_h2c_upgrade"},
 
 		{"tls", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "http_not_http"},
 		{"ssh", "SSH-2.0-OpenSSH_9.2\r\n", "http_not_http"},
@@ -383,6 +410,74 @@ func TestPipelineIsBounded(t *testing.T) {
 	}
 }
 
+// TestAllowLists: what is not on a list is refused.
+func TestAllowLists(t *testing.T) {
+	for in, want := range map[string]string{
+		"GET /public/x HTTP/1.1\r\nHost: a\r\n\r\n":              "",
+		"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n":                  "http_method_denied",
+		"GET /private HTTP/1.1\r\nHost: a\r\n\r\n":               "http_path_denied",
+		"GET /public/../private HTTP/1.1\r\nHost: a\r\n\r\n":     "http_path_denied",
+		"GET /public/%2e%2e/private HTTP/1.1\r\nHost: a\r\n\r\n": "http_path_denied",
+		"GET /public/..%2fprivate HTTP/1.1\r\nHost: a\r\n\r\n":   "http_bad_path",
+	} {
+		r := newRig(func(c *Config) { c.AllowMethods, c.AllowPaths = []string{"GET"}, []string{"/public/*"} })
+		c := r.open()
+		c.send(pipeline.ToServer, in)
+		got := ""
+		if c.verdict.Action == pipeline.StreamDeny {
+			got = c.verdict.Reason.String()
+		}
+		if got != want {
+			t.Errorf("%q: got %q, want %q", in, got, want)
+		}
+	}
+}
+
+// TestDepthDecidesReply: only a connection that is terminated can be answered.
+func TestDepthDecidesReply(t *testing.T) {
+	for _, tc := range []struct {
+		deny  string
+		depth pipeline.Depth
+		reply bool
+		need  pipeline.Need
+	}{
+		{"auto", pipeline.DepthInspect, false, pipeline.NeedDeny},
+		{"auto", pipeline.DepthTerminate, true, pipeline.NeedDeny},
+		{"403", pipeline.DepthTerminate, true, pipeline.NeedChange},
+		{"reset", pipeline.DepthTerminate, false, pipeline.NeedDeny},
+	} {
+		r := newRig(func(c *Config) { c.DenyHosts, c.Deny = []string{"bad"}, tc.deny })
+		s := r.Open(&pipeline.Conn{Depth: tc.depth})
+		_, v := s.Data(pipeline.ToServer, []byte("GET / HTTP/1.1\r\nHost: bad\r\n\r\n"), 1)
+		if v.Action != pipeline.StreamDeny || (len(v.Reply) > 0) != tc.reply {
+			t.Errorf("%+v: got %+v", tc, v)
+		}
+		if n, _ := r.cfg.needs(); n != tc.need {
+			t.Errorf("%+v: need %v", tc, n)
+		}
+		s.Close(2)
+		if got := strings.Contains(r.rec.lines[0], `"status":403`); got != tc.reply {
+			t.Errorf("%+v: record %s", tc, r.rec.lines[0])
+		}
+	}
+	d := defaults()
+	if n, _ := d.needs(); n != pipeline.NeedObserve {
+		t.Errorf("without lists: need %v", n)
+	}
+}
+
+// TestSightLost: the record of an exchange whose end nobody saw says so.
+func TestSightLost(t *testing.T) {
+	r := newRig(nil)
+	c := r.open()
+	c.send(pipeline.ToServer, get)
+	c.s.(pipeline.SightLoser).LoseSight(reasonChunk, 5)
+	c.s.Close(6)
+	if len(r.rec.lines) != 1 || !strings.Contains(r.rec.lines[0], `"unseen":"http_bad_chunk"`) {
+		t.Errorf("got %q", r.rec.lines)
+	}
+}
+
 func TestCloseRecordsTheUnanswered(t *testing.T) {
 	r := newRig(nil)
 	c := r.open()
@@ -394,14 +489,15 @@ func TestCloseRecordsTheUnanswered(t *testing.T) {
 }
 
 func TestValidate(t *testing.T) {
-	c := Config{DenyHosts: []string{"ok", "*.ok", "*", "b ad", "", "*.*.x"}, AllowHosts: []string{"/"}, Deny: "404", OnBad: "x", MaxHead: 1, MaxPipelined: 0}
+	c := Config{DenyHosts: []string{"ok", "*.ok", "*", "b ad", "", "*.*.x"}, AllowHosts: []string{"/"}, Deny: "404", OnBad: "x", MaxHead: 1, MaxPipelined: 0,
+		DenyMethods: []string{"GET", "G T"}, DenyPaths: []string{"/", "/*", "/a/*", "x", "", "/a/../b", "/a%20", "/*/b"}, DenyHeaders: []string{"X", "X: y", "X y"}}
 	var issues pipeline.Issues
 	validate(&c, &issues)
 	var paths []string
 	for _, i := range issues.List {
 		paths = append(paths, i.Path)
 	}
-	if got, want := fmt.Sprint(paths), "[deny_hosts[3] deny_hosts[4] deny_hosts[5] allow_hosts[0] deny on_bad max_head max_pipelined]"; got != want {
+	if got, want := fmt.Sprint(paths), "[deny_hosts[3] deny_hosts[4] deny_hosts[5] allow_hosts[0] deny on_bad max_head deny_methods[1] deny_paths[3] deny_paths[4] deny_paths[5] deny_paths[6] deny_paths[7] deny_headers[2] max_headers max_pipelined]"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	ok := defaults()

@@ -84,9 +84,9 @@ func seconds(ns int64) float64 { return float64(ns) / 1e9 }
 func denial(why pipeline.Reason) (reply []byte, status int) {
 	status, phrase := 400, "Bad Request"
 	switch why {
-	case reasonHost:
+	case reasonHost, reasonMethod, reasonPath, reasonField:
 		status, phrase = 403, "Forbidden"
-	case reasonHeadSize:
+	case reasonHeadSize, reasonFields:
 		status, phrase = 431, "Request Header Fields Too Large"
 	}
 	text := "refused by policy: " + why.String() + "\n"

@@ -4,14 +4,39 @@ import "penstock/pipeline"
 
 // Why a connection ends at this stage.
 var (
-	reasonHost      = pipeline.DefineReason("http_host_denied", "deny_hosts or allow_hosts refuse the request's host")
+	reasonHost   = pipeline.DefineReason("http_host_denied", "deny_hosts or allow_hosts refuse the request's host")
+	reasonMethod = pipeline.DefineReason("http_method_denied", "deny_methods or allow_methods refuse the request's method")
+	reasonPath   = pipeline.DefineReason("http_path_denied", "deny_paths or allow_paths refuse the request's path")
+	reasonField  = pipeline.DefineReason("http_header_denied", "deny_headers refuses a header of the request")
+
 	reasonNotHTTP   = pipeline.DefineReason("http_not_http", "the client's first bytes are no HTTP/1.x request")
-	reasonBadHead   = pipeline.DefineReason("http_bad_request", "a request head that no two HTTP parsers need agree on")
-	reasonFraming   = pipeline.DefineReason("http_bad_framing", "a request whose end is ambiguous: conflicting, repeated or malformed Content-Length or Transfer-Encoding")
+	reasonBadHead   = pipeline.DefineReason("http_bad_request", "a request line that no two HTTP parsers need agree on")
+	reasonBadLine   = pipeline.DefineReason("http_bad_line_end", "a line that ends with, or holds, a bare CR or LF")
+	reasonBadField  = pipeline.DefineReason("http_bad_header", "a header that is folded, has a space before its colon, or characters that it must not have")
+	reasonBadHost   = pipeline.DefineReason("http_bad_host", "no Host, several, or one that is no name and no address")
+	reasonBadPath   = pipeline.DefineReason("http_bad_path", "a path that decodes to something else at every server, where there are path lists")
+	reasonSmuggle   = pipeline.DefineReason("http_length_and_chunked", "Content-Length and Transfer-Encoding in one request")
+	reasonLengths   = pipeline.DefineReason("http_repeated_length", "several Content-Length, or several values in one")
+	reasonLength    = pipeline.DefineReason("http_bad_length", "a Content-Length that is not a number of at most 18 digits")
+	reasonCoding    = pipeline.DefineReason("http_bad_transfer_encoding", "a Transfer-Encoding other than chunked, repeated, or in HTTP/1.0")
+	reasonChunk     = pipeline.DefineReason("http_bad_chunk", "a chunk of a request whose size or line ends are malformed")
+	reasonH2C       = pipeline.DefineReason("http_h2c_upgrade", "an upgrade to cleartext HTTP/2, in which requests would not be seen")
 	reasonHeadSize  = pipeline.DefineReason("http_head_too_large", "a request head larger than max_head")
+	reasonFields    = pipeline.DefineReason("http_too_many_headers", "a request with more headers than max_headers")
 	reasonPipelined = pipeline.DefineReason("http_too_many_pipelined", "more requests without a response than max_pipelined")
 )
 
 func reasons() []pipeline.Reason {
-	return []pipeline.Reason{reasonHost, reasonNotHTTP, reasonBadHead, reasonFraming, reasonHeadSize, reasonPipelined}
+	return []pipeline.Reason{
+		reasonHost, reasonMethod, reasonPath, reasonField,
+		reasonNotHTTP, reasonBadHead, reasonBadLine, reasonBadField, reasonBadHost, reasonBadPath,
+		reasonSmuggle, reasonLengths, reasonLength, reasonCoding, reasonChunk, reasonH2C,
+		reasonHeadSize, reasonFields, reasonPipelined,
+	}
+}
+
+// byPolicy reports whether a list of the configuration refuses the request, not
+// its form.
+func byPolicy(r pipeline.Reason) bool {
+	return r == reasonHost || r == reasonMethod || r == reasonPath || r == reasonField
 }

@@ -173,7 +173,7 @@ func (s *Inspector) pass(f *flow, d pipeline.Direction, p *pipeline.Packet, pos,
 	if f.state >= stateReset {
 		return // decided
 	}
-	holding := s.o.Hold && f.watching > 0
+	holding := s.o.Hold && !s.o.Recorded && f.watching > 0
 	switch {
 	case pos > h.next:
 		// Ahead of others: its receiver keeps it until those have come.

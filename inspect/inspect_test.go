@@ -425,7 +425,9 @@ func TestHoldLimits(t *testing.T) {
 	c = b.open()
 	b.send(0, c.frame(up, psh, 0, 0, "x"))
 	b.now += int64(9 * time.Second)
-	out = b.send(0)
+	if out := b.send(0); len(out[0])+len(out[1]) > 0 {
+		t.Errorf("denied before its time: %q", summaries(out[1]))
+	}
 	b.now += int64(2 * time.Second)
 	b.send(0)
 	out = b.send(0) // what a tick emits leaves with the next turn
@@ -448,6 +450,24 @@ func TestHoldLimits(t *testing.T) {
 		t.Errorf("%d packets left", len(out[1]))
 	}
 	b.pass(0, c.frame(up, psh, maxHeld, 0, "y"))
+}
+
+// TestRecorded: in a recording nothing waits, since what the ends did with the
+// packets is part of it; the streams see and decide the same.
+func TestRecorded(t *testing.T) {
+	sc := &script{data: func(_ *scripted, _ pipeline.Direction, b []byte) (int, pipeline.StreamVerdict) {
+		if strings.HasSuffix(string(b), "bad.") {
+			return 0, deny(reasonTest)
+		}
+		return 0, pipeline.StreamVerdict{}
+	}}
+	b := newBed(t, func(o *Options) { o.Hold, o.Recorded = true, true }, sc)
+	c := b.open()
+	b.pass(0, c.frame(up, psh, 0, 0, "half of "))
+	b.pass(1, c.frame(down, ack, 0, 8, ""))
+	b.drop(0, c.frame(up, psh, 8, 0, "bad."), reasonTest)
+	b.drop(1, c.frame(down, ack, 0, 12, ""), reasonTest)
+	b.saw(up, "half of bad.")
 }
 
 func TestRelease(t *testing.T) {

@@ -52,6 +52,9 @@ type Options struct {
 	// ChecksumsSettled says that packets with wrong checksums were dropped
 	// before, or are to be taken as they are.
 	ChecksumsSettled bool
+	// Recorded says that the packets are a recording: what the ends did with
+	// them is part of it, so none waits, also with Hold.
+	Recorded bool
 }
 
 // DefaultOptions returns the options as the tcp stage has them when nothing is

@@ -139,7 +139,7 @@ func (r *replay) addWorker(i int, pool *pipeline.Pool) error {
 	}
 	env := w.Env()
 	env.Workers = r.o.Workers
-	env.ChecksumsSettled = true // by wo.VerifyChecksums
+	env.ChecksumsSettled, env.Recorded = true, true // by wo.VerifyChecksums
 	if r.o.Recorder != nil {
 		env.Recorder = r.o.Recorder
 	}

@@ -87,11 +87,14 @@ type Env struct {
 	// ChecksumsSettled says that packets with wrong checksums were dropped
 	// before the chain, or are to be taken as they are.
 	ChecksumsSettled bool
-	Offload          bool         // flows that all stages release leave user space; if false, a stage can spare itself the work
-	Wake             func()       // makes the worker take a turn soon; safe from any goroutine
-	Now              func() int64 // ns since the epoch, never going back; for goroutines other than the worker's
-	Counters         *CounterSet  // the stage's own counters
-	Shared           *Shared      // one per stage of the configuration, common to its instances on all workers
+	// Recorded says that the packets come from a capture: the ends have
+	// answered them, whatever happens to them here.
+	Recorded bool
+	Offload  bool         // flows that all stages release leave user space; if false, a stage can spare itself the work
+	Wake     func()       // makes the worker take a turn soon; safe from any goroutine
+	Now      func() int64 // ns since the epoch, never going back; for goroutines other than the worker's
+	Counters *CounterSet  // the stage's own counters
+	Shared   *Shared      // one per stage of the configuration, common to its instances on all workers
 }
 
 // Peer returns the port on the other side of p: what comes in by one of the

@@ -175,7 +175,7 @@ func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVe
 		}
 		h, why := parseRequest(rest[:end], c.s.policy)
 		if why != pipeline.ReasonNone {
-			return c.bad(b, pass, why, now)
+			return c.badRequest(b, pass, &exchange{start: now, method: h.method, target: h.target, host: h.host, minor: h.minor, userAgent: h.userAgent}, why, now)
 		}
 		c.seen = true
 		c.s.requests.Add(1)
@@ -183,7 +183,7 @@ func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVe
 			upgrade: h.upgrade, requestBytes: uint64(end)}
 		if why := c.s.policy.judge(&h); why != pipeline.ReasonNone {
 			if !byPolicy(why) && !c.s.enforce {
-				return c.bad(b, pass, why, now)
+				return c.badRequest(b, pass, e, why, now)
 			}
 			return c.refuse(e, pass, why, now)
 		}
@@ -220,12 +220,17 @@ func plausibleStart(b []byte) bool {
 // bad is the end of what can be followed: by configuration the connection is
 // denied, or let go of.
 func (c *stream) bad(b []byte, pass int, why pipeline.Reason, now int64) (int, pipeline.StreamVerdict) {
+	return c.badRequest(b, pass, &exchange{start: now}, why, now)
+}
+
+// badRequest is bad for a request of which something is known.
+func (c *stream) badRequest(b []byte, pass int, e *exchange, why pipeline.Reason, now int64) (int, pipeline.StreamVerdict) {
 	if !c.s.enforce {
 		c.s.released.Add(1)
 		c.raw = true
 		return len(b), pipeline.StreamVerdict{Action: pipeline.StreamRelease}
 	}
-	return c.refuse(&exchange{start: now}, pass, why, now)
+	return c.refuse(e, pass, why, now)
 }
 
 // refuse denies e and with it the connection: requests behind it could not be

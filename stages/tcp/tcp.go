@@ -129,7 +129,7 @@ func (c *Config) inspectOptions(env *pipeline.Env, streams []pipeline.StreamStag
 		Memory: int(c.Memory), FlowMemory: int(c.FlowMemory),
 		OpenTimeout: time.Duration(c.DialTimeout), IdleTimeout: time.Duration(c.IdleTimeout),
 		HalfClosedTimeout: time.Duration(c.HalfClosedTimeout), CloseTimeout: time.Duration(c.CloseTimeout),
-		ChecksumsSettled: env.ChecksumsSettled,
+		ChecksumsSettled: env.ChecksumsSettled, Recorded: env.Recorded,
 	}
 	if o.Hold {
 		o.HoldBytes = int(c.InspectHoldBytes)

@@ -163,3 +163,89 @@ func TestInspectRelease(t *testing.T) {
 	}
 	a.stop()
 }
+
+// TestInspectReplay records requests live, with the packets they came in, and
+// replays those: the same records, but for times and numbers of connections.
+func TestInspectReplay(t *testing.T) {
+	r := newRig(t, lab.InlineOptions{})
+	dir, log := filepath.Join(r.dir, "packets"), filepath.Join(r.dir, "events.json")
+	chain := `
+[[steer]]
+from = "lan"
+proto = "tcp"
+to = "http"
+[[chain]]
+name = "http"
+%s
+  [[chain.stage]]
+  kind = "tcp"
+  [[chain.stage]]
+  kind = "http"
+  deny_hosts = ["*.ads.example"]
+[[record]]
+to = "file:%s"
+events = ["http"]
+`
+	capture := fmt.Sprintf("  [[chain.stage]]\n  kind = \"capture\"\n  dir = %q\n  lossless = true\n", dir)
+	r.config("closed", "", fmt.Sprintf(chain, capture, log))
+	r.origin(80)
+	a := r.start()
+	for _, v6 := range []bool{false, true} {
+		url := "http://" + r.addr(v6, 80)
+		r.run(r.Client, 20*time.Second, "curl", "-sS", "--fail", "-g", "-o", "/dev/null", url+"/whoami", "-o", "/dev/null", url+"/bytes/300000")
+		r.run(r.Client, 20*time.Second, "curl", "-sS", "-g", "-o", "/dev/null", "--data-binary", "@"+r.toml, url+"/whoami")
+		if _, err := r.try(r.Client, 20*time.Second, "curl", "-sS", "-g", "-H", "Host: x.ads.example", url+"/whoami"); err == nil {
+			t.Error("a denied request was answered")
+		}
+	}
+	r.eventually("the requests are recorded", func() error {
+		b, err := os.ReadFile(log)
+		if n := bytes.Count(b, []byte("\n")); err != nil || n != 8 {
+			return fmt.Errorf("%d records, %v", n, err)
+		}
+		return nil
+	})
+	a.stop()
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("captures %q, %v", files, err)
+	}
+	again := filepath.Join(r.dir, "again.json")
+	offline := filepath.Join(r.dir, "offline.toml")
+	if err := os.WriteFile(offline, []byte(fmt.Sprintf(header, "offline", r.control(), "closed", "", "")+fmt.Sprintf(chain, "", again)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.run(r.Appliance, 30*time.Second, binary, "replay", "--in", files[0], offline)
+	if live, replayed := timeless(t, log), timeless(t, again); strings.Join(live, "\n") != strings.Join(replayed, "\n") {
+		t.Errorf("live:\n%s\nreplayed:\n%s", strings.Join(live, "\n"), strings.Join(replayed, "\n"))
+	}
+}
+
+// timeless reads records without what differs between two looks at the same
+// packets.
+func timeless(t *testing.T, file string) (lines []string) {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range bytes.Lines(b) {
+		var e map[string]any
+		if err := json.Unmarshal(line, &e); err != nil {
+			t.Fatal(err)
+		}
+		delete(e, "timestamp")
+		delete(e, "flow_id")
+		for k := range e["http"].(map[string]any) {
+			if strings.HasSuffix(k, "_seconds") {
+				delete(e["http"].(map[string]any), k)
+			}
+		}
+		text, err := json.Marshal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines = append(lines, string(text))
+	}
+	return lines
+}

@@ -87,7 +87,11 @@ func (s *stage) Open(c *pipeline.Conn) pipeline.Stream {
 	if c.Midstream || !logs && !s.enforce && !s.restrict {
 		return nil // of a connection that was open before, the hello has passed
 	}
-	return &stream{s: s, conn: c, logs: logs, hold: [2]bool{s.enforce || s.restrict, s.policy.minVersion > 0}}
+	// Who does not terminate cannot acknowledge what it holds, and a client with
+	// small segments would never send the rest of its hello. There, bytes pass
+	// while the hello is incomplete: without its last ones it is of no use.
+	hold := c.Depth == pipeline.DepthTerminate
+	return &stream{s: s, conn: c, logs: logs, hold: [2]bool{hold && (s.enforce || s.restrict), hold && s.policy.minVersion > 0}}
 }
 
 func (s *stage) buffer() []byte {

@@ -468,6 +468,31 @@ func TestReplies(t *testing.T) {
 	}
 }
 
+// TestInspectDepth: bytes pass as they come, but never the last ones of a hello
+// that is refused.
+func TestInspectDepth(t *testing.T) {
+	pieces := transcript(t, helloRetry)
+	hello := pieces[0].data
+	for seed := range uint64(4) {
+		for _, deny := range []string{"www.good.example", "bad.example"} {
+			c := newRig(t, func(c *Config) { c.DenySNI, c.MinVersion = []string{deny}, "1.3" }).converse(&pipeline.Conn{Depth: pipeline.DepthInspect})
+			for _, p := range pieces {
+				for _, b := range cut(p.data, seed) {
+					c.send(p.dir, b)
+					if len(c.held[p.dir]) > 0 && !c.ended {
+						t.Fatalf("pieces %d: %d bytes are held", seed, len(c.held[p.dir]))
+					}
+				}
+			}
+			if deny == "bad.example" {
+				checkPassed(t, c, pieces)
+			} else if c.reason() != "tls_sni_denied" || len(c.passed[0]) >= len(hello) || !strings.HasPrefix(hello, string(c.passed[0])) || len(c.passed[1]) > 0 {
+				t.Errorf("pieces %d: %q, %d of %d bytes passed", seed, c.reason(), len(c.passed[0]), len(hello))
+			}
+		}
+	}
+}
+
 // TestInterest: a stage that has nothing to do opens no stream, and one that
 // only judges lets go as soon as it can.
 func TestInterest(t *testing.T) {

@@ -95,6 +95,21 @@ type Env struct {
 	Now      func() int64 // ns since the epoch, never going back; for goroutines other than the worker's
 	Counters *CounterSet  // the stage's own counters
 	Shared   *Shared      // one per stage of the configuration, common to its instances on all workers
+	// Simulation is nil where time is the system's.
+	Simulation *Simulation
+}
+
+// Simulation is the world of a worker whose time is not the system's: Env.Now
+// stands still until the owner of the worker moves it on, between two turns.
+// What a stage would leave to chance or to other goroutines, it does in an order
+// that depends on nothing but its input, the time and Seed.
+type Simulation struct {
+	Seed uint64
+	// AfterFunc calls fn when d has passed, on the worker's goroutine, between
+	// two turns. stop reports whether it was in time to prevent that.
+	AfterFunc func(d time.Duration, fn func()) (stop func() bool)
+	// Denied is told of each connection that a stream stage denies.
+	Denied func(c *Conn, r Reason)
 }
 
 // Peer returns the port on the other side of p: what comes in by one of the

@@ -32,6 +32,8 @@ type WorkerOptions struct {
 	Beat func()
 	// SpinTurns is how many empty turns a worker takes before it waits.
 	SpinTurns int
+	// Simulation is the world of the stages where time is not the system's.
+	Simulation *Simulation
 }
 
 // Worker runs chains over the packets of its ports: it receives a batch, runs
@@ -126,6 +128,7 @@ func (w *Worker) Env() Env {
 	return Env{
 		Log: w.o.Log, Worker: w.o.ID, Workers: max(len(w.peers), 1), Ports: w.o.Infos,
 		Emitter: w, Recorder: discard{}, Wake: wake, Now: w.clock, Offload: w.releases != nil,
+		Simulation: w.o.Simulation,
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+
+	"penstock/pipeline"
 )
 
 // clock is netstack's clock. It stands still within a turn, but for a step after
@@ -18,7 +20,10 @@ import (
 // 6.2, step 5 the wrong way round).
 type clock struct {
 	env func() int64
-	now atomic.Pointer[instant]
+	sim *pipeline.Simulation // nil: timers are the system's
+	// quiesce is called after each timer of a simulation.
+	quiesce func()
+	now     atomic.Pointer[instant]
 }
 
 // instant is a time, also as netstack wants it: it takes longer to make that
@@ -77,6 +82,11 @@ const leastTimer = 4 * time.Millisecond
 
 // AfterFunc implements tcpip.Clock.
 func (c *clock) AfterFunc(d time.Duration, f func()) tcpip.Timer {
+	if c.sim != nil {
+		t := &simTimer{c: c, f: f}
+		t.Reset(d)
+		return t
+	}
 	return timer{time.AfterFunc(max(d, leastTimer), func() {
 		c.advance(c.env())
 		f()
@@ -87,3 +97,28 @@ type timer struct{ *time.Timer }
 
 // Reset implements tcpip.Timer.
 func (t timer) Reset(d time.Duration) { t.Timer.Reset(max(d, leastTimer)) }
+
+// simTimer is a timer of a simulation. Netstack stops and resets it with locks
+// held that fn takes; fn runs between two turns, when nobody holds any.
+type simTimer struct {
+	c    *clock
+	f    func()
+	stop func() bool
+}
+
+var _ tcpip.Timer = (*simTimer)(nil)
+
+// Stop implements tcpip.Timer.
+func (t *simTimer) Stop() bool { return t.stop() }
+
+// Reset implements tcpip.Timer.
+func (t *simTimer) Reset(d time.Duration) {
+	if t.stop != nil {
+		t.stop()
+	}
+	t.stop = t.c.sim.AfterFunc(max(d, leastTimer), func() {
+		t.c.advance(t.c.env())
+		t.f()
+		t.c.quiesce()
+	})
+}

@@ -163,7 +163,7 @@ func (s *Stack) newFlow(p *pipeline.Packet, t wire.TCP, offered synOptions, now 
 	f := &flow{s: s, state: stateDialing}
 	src, dst := p.Flow.SrcAddr(), p.Flow.DstAddr()
 	f.conn = pipeline.Conn{
-		ID: pipeline.NewConnID(), Flow: p.Flow, Client: src, Server: dst,
+		ID: s.nextConn(), Flow: p.Flow, Client: src, Server: dst,
 		In: p.In, Depth: pipeline.DepthTerminate, Start: now,
 	}
 	f.packets = 1

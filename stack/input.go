@@ -245,6 +245,7 @@ func (s *Stack) flushLeg(l *leg) {
 	l.gro = nil
 	if l.ep != nil {
 		s.proto.QueuePacket(l.ep, l.id, pkt)
+		s.quiesce()
 	}
 	pkt.DecRef()
 }
@@ -266,6 +267,7 @@ func (s *Stack) inject(ip []byte, v6, verified bool) {
 	s.fed++
 	s.link.dispatcher.DeliverNetworkPacket(netProto(v6), pkt)
 	pkt.DecRef()
+	s.quiesce()
 }
 
 // find returns netstack's endpoint of that name.

@@ -74,6 +74,9 @@ type Stack struct {
 	spare   [][]byte
 	reader  payload
 
+	simIDs   []nstack.TransportEndpointID // handshakes that quiesce looks at
+	simConns uint64                       // connections begun in a simulation
+
 	signalled atomic.Bool // the worker is awake or was woken: no need to again
 
 	mu       sync.Mutex
@@ -109,16 +112,21 @@ func New(env *pipeline.Env, o Options) (*Stack, error) {
 	}
 	logTo(env.Log)
 	s.clock = newClock(env.Now)
+	s.clock.sim, s.clock.quiesce = env.Simulation, s.quiesce
 	s.link = &link{mtu: uint32(mtu), wake: s.wake, clock: s.clock, dropped: s.n.txDropped}
 	s.ackTimer = s.clock.AfterFunc(time.Hour, func() { s.ackWake.Store(false); s.wake() })
 	s.ackTimer.Stop()
-	s.net = nstack.New(nstack.Options{
+	no := nstack.Options{
 		Clock:              s.clock,
 		NetworkProtocols:   []nstack.NetworkProtocolFactory{bypassIP(ipv4.NewProtocol, s.link), bypassIP(ipv6.NewProtocol, s.link)},
 		TransportProtocols: []nstack.TransportProtocolFactory{tcp.NewProtocol},
 		// HandleLocal stays off: the addresses of live connections count as
 		// local, and a dial to one of them would never leave the stack.
-	})
+	}
+	if env.Simulation != nil {
+		s.simulate(&no)
+	}
+	s.net = nstack.New(no)
 	s.stats = s.net.Stats()
 	if err := s.configure(); err != nil {
 		s.net.Destroy()
@@ -233,7 +241,7 @@ func (s *Stack) Poll(now int64) (busy bool) {
 	s.signalled.Store(true)
 	s.clock.advance(now)
 	s.Flush()
-	if s.fed > 0 && s.fed < fewSegments {
+	if s.fed > 0 && s.fed < fewSegments && s.env.Simulation == nil {
 		// Netstack's goroutines come first: what they make of the segments is
 		// looked at and sent in this turn.
 		runtime.Gosched()

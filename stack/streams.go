@@ -98,6 +98,9 @@ func (s *Stack) obey(f *flow, st *openStream, v pipeline.StreamVerdict, now int6
 func (s *Stack) deny(f *flow, v pipeline.StreamVerdict, now int64) {
 	s.n.denied.Add(1)
 	s.denial(v.Reason).Add(1)
+	if sim := s.env.Simulation; sim != nil && sim.Denied != nil {
+		sim.Denied(&f.conn, v.Reason)
+	}
 	if len(v.Reply) == 0 || f.client.sentFIN || f.client.dead() {
 		s.kill(f, now)
 		return

@@ -97,6 +97,7 @@ var allowed = map[string][]string{
 	"pipeline/fault":               {"pipeline", "internal/wire", "internal/units"},
 	"pipeline/pipelinetest":        {"pipeline", "pcap", "internal/config", "internal/wire", "internal/units"},
 	"pcap":                         {"pipeline", "internal/wire", "internal/flowtab"},
+	"pcap/closedloop":              {"pipeline", "pipeline/fault", "pcap", "internal/wire"},
 	"stack":                        {"pipeline", "internal/wire", "internal/flowtab"},
 	"inspect":                      {"pipeline", "internal/wire", "internal/flowtab"},
 	"stages":                       {"pipeline", "stages/*"},
@@ -115,7 +116,7 @@ var allowed = map[string][]string{
 	"internal/lab/labtest":         {"internal/lab"},
 	"internal/lab/traffic":         {"internal/lab"},
 	"cmd/penstock": {
-		"pipeline", "pipeline/afxdp", "pipeline/fault", "xsk", "bpf", "pcap", "stages", "configs", "internal/config", "internal/control",
+		"pipeline", "pipeline/afxdp", "pipeline/fault", "xsk", "bpf", "pcap", "pcap/closedloop", "stages", "configs", "internal/config", "internal/control",
 		"internal/record", "internal/lab", "internal/lab/traffic", "internal/units", "internal/wire",
 	},
 	"test/arch": {},

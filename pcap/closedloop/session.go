@@ -9,6 +9,9 @@ const (
 	// of the capture is given up: it has what one end sent before it knew of
 	// what the other did.
 	stallAfter = int64(5e9)
+	// resetAfter is how long a reset waits for what comes before it: it would
+	// destroy it, and over bad wires that takes its time.
+	resetAfter = int64(90e9)
 	// giveUpAfter is how long nothing at all may happen.
 	giveUpAfter = int64(180e9)
 	stallCheck  = int64(1e9)
@@ -86,6 +89,9 @@ func (s *session) relax() {
 		if !s.due(st) {
 			s.last = s.w.now // it waits for the clock, not for the other end
 			return
+		}
+		if st.rst && s.w.now-s.last < resetAfter {
+			continue
 		}
 		if next < 0 || st.order < next {
 			next = st.order

@@ -229,11 +229,17 @@ func (f *Feed) send(port *Port, p *pipeline.Packet) {
 	if p.In == pipeline.NoPort {
 		o.made = true
 	} else {
-		m := f.meta[p.Index()]
-		o.number, o.time = m.number, m.time
+		if m := f.meta[p.Index()]; m.number != 0 {
+			o.number, o.time = m.number, m.time
+		}
 	}
 	f.order++
 	f.pending = append(f.pending, o)
+}
+
+// copied makes a copy of a packet count as the packet does.
+func (f *Feed) copied(original, twin *pipeline.Packet) {
+	f.meta[twin.Index()] = f.meta[original.Index()]
 }
 
 // flush writes what was transmitted since the last call and gives the frames
@@ -253,6 +259,7 @@ func (f *Feed) flush() {
 		if f.o.Writer != nil && f.outErr == nil {
 			f.outErr = f.o.Writer.WritePacket(int(o.port.info.ID), o.time, int(o.p.Wire), o.p.Bytes(), nil)
 		}
+		f.meta[o.p.Index()] = frameMeta{}
 		f.o.Pool.Put(o.p)
 		o.port.inFlight.Add(-1)
 		o.p = nil

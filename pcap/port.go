@@ -33,8 +33,11 @@ func (p *Port) Info() pipeline.PortInfo { return p.info }
 // before was delivered. An error of the output comes out here, too.
 func (p *Port) Receive(b *pipeline.Batch) (n int, err error) {
 	f := p.feed
-	if p.info.ID != clientPort || p.ended {
+	switch {
+	case p.ended, p.info.ID != clientPort && f.auto:
 		return 0, io.EOF
+	case p.info.ID != clientPort:
+		return 0, nil
 	}
 	if f.outErr != nil {
 		return 0, f.outErr

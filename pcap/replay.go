@@ -11,6 +11,7 @@ import (
 
 	"penstock/internal/wire"
 	"penstock/pipeline"
+	"penstock/pipeline/fault"
 )
 
 const (
@@ -41,8 +42,8 @@ func Replay(ctx context.Context, o ReplayOptions) (Result, error) {
 	err = errors.Join(err, r.close())
 	res := r.result()
 	res.Seconds = time.Since(begin).Seconds()
-	if err == nil && res.Packets != res.accounted() {
-		err = fmt.Errorf("replay %s: %d packets were read, %d are accounted for", r.feed.o.Reader.Name(), res.Packets, res.accounted())
+	if err == nil && res.Packets+res.Added != res.accounted() {
+		err = fmt.Errorf("replay %s: %d packets were read, %d added, %d are accounted for", r.feed.o.Reader.Name(), res.Packets, res.Added, res.accounted())
 	}
 	if err != nil {
 		res.Error = err.Error()
@@ -57,6 +58,8 @@ type replay struct {
 	feed    *Feed
 	writer  *Writer
 	workers []*pipeline.Worker
+	faults  []*fault.Port // two for each worker, or none
+	ports   [][]pipeline.Port
 
 	now      atomic.Int64 // the capture's time; stages may read it from other goroutines
 	nextTick int64
@@ -69,7 +72,7 @@ type replay struct {
 func newReplay(o *ReplayOptions) (r *replay, err error) {
 	if o.Chain != nil {
 		if depth, stage, _ := o.Chain.Depth(); depth == pipeline.DepthTerminate {
-			return nil, fmt.Errorf("replay of a chain that terminates is not built yet: chain %q, stage %s", o.Chain.Name, stage)
+			return nil, fmt.Errorf("replay: chain %q terminates connections (stage %s): want closed-loop replay", o.Chain.Name, stage)
 		}
 	}
 	if o.Workers == 0 {
@@ -97,7 +100,15 @@ func newReplay(o *ReplayOptions) (r *replay, err error) {
 	}()
 	// The packets of the capture have a pool of their own, so that a frame
 	// that a worker is done with still holds the packet when Outcome looks.
-	arena, err := NewArena(o.Workers+1, replayFrames)
+	frames := replayFrames
+	if o.Faults.Active() {
+		hold := o.Faults.Hold
+		if hold < 1 {
+			hold = fault.Default().Hold
+		}
+		frames += 4 * hold // both ports, both directions
+	}
+	arena, err := NewArena(o.Workers+1, frames)
 	if err != nil {
 		return r, err
 	}
@@ -125,6 +136,14 @@ func newReplay(o *ReplayOptions) (r *replay, err error) {
 func (r *replay) addWorker(i int, pool *pipeline.Pool) error {
 	ports := r.feed.Ports(i)
 	infos := []pipeline.PortInfo{ports[0].Info(), ports[1].Info()}
+	if r.o.Faults.Active() {
+		for i, p := range ports {
+			f := fault.Wrap(p, r.o.Faults, fault.PortOptions{Pool: pool, Clock: r.now.Load, Copied: r.feed.copied})
+			ports[i] = f
+			r.faults = append(r.faults, f)
+		}
+	}
+	r.ports = append(r.ports, ports)
 	wo := pipeline.WorkerOptions{
 		ID: i, Ports: ports, Infos: infos, Pool: pool, Clock: r.now.Load, Log: r.o.Log,
 		Default: pipeline.NoChain, VerifyChecksums: !r.o.AcceptBadChecksums,
@@ -155,7 +174,7 @@ func (r *replay) addWorker(i int, pool *pipeline.Pool) error {
 func (r *replay) run(ctx context.Context) error {
 	if t, err := r.feed.peek(); err == nil {
 		// The stages begin when the capture does.
-		r.now.Store(t)
+		r.setNow(t)
 		r.nextTick = t + int64(pipeline.TickInterval)
 		if err := r.turns(); err != nil {
 			return err
@@ -164,7 +183,7 @@ func (r *replay) run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		t, err := r.feed.peek()
 		if err == io.EOF {
-			return nil
+			return r.release()
 		}
 		if err != nil {
 			return err
@@ -176,7 +195,7 @@ func (r *replay) run(ctx context.Context) error {
 			return fmt.Errorf("replay %s: no frame is free: a stage keeps packets", r.reader.Name())
 		}
 		r.wait(ctx)
-		r.now.Store(r.feed.last)
+		r.setNow(max(r.feed.last, r.now.Load()))
 		r.check()
 		if err := r.turns(); err != nil {
 			return err
@@ -184,6 +203,32 @@ func (r *replay) run(ctx context.Context) error {
 		r.report(false)
 	}
 	return fmt.Errorf("replay %s: stopped after %d packets: %w", r.reader.Name(), r.feed.packets, context.Cause(ctx))
+}
+
+func (r *replay) setNow(t int64) {
+	r.now.Store(t)
+	if r.o.Clock != nil {
+		r.o.Clock.Set(t)
+	}
+}
+
+// release lets time pass until the ports hold nothing back any more.
+func (r *replay) release() error {
+	for {
+		next, any := int64(math.MaxInt64), false
+		for _, f := range r.faults {
+			if due, ok := f.Next(); ok {
+				next, any = min(next, due), true
+			}
+		}
+		if !any {
+			return nil
+		}
+		r.setNow(max(next, r.now.Load()+1))
+		if err := r.turns(); err != nil {
+			return err
+		}
+	}
 }
 
 // idleUntil lets time pass up to t, a packet's: it takes the turns that have a
@@ -198,7 +243,7 @@ func (r *replay) idleUntil(t int64) error {
 		n, step = maxIdleTicks, (t-r.nextTick)/(maxIdleTicks-1)
 	}
 	for range n {
-		r.now.Store(r.nextTick)
+		r.setNow(r.nextTick)
 		if err := r.turns(); err != nil {
 			return err
 		}
@@ -305,7 +350,7 @@ func (r *replay) close() error {
 	err := r.turns()
 	for i, w := range r.workers {
 		err = errors.Join(err, w.Close())
-		for _, p := range r.feed.Ports(i) {
+		for _, p := range r.ports[i] {
 			if perr := p.Close(); perr != nil && err == nil {
 				err = fmt.Errorf("replay %s: %w", r.reader.Name(), perr)
 			}

@@ -342,7 +342,7 @@ func TestReplayRefuses(t *testing.T) {
 		o    pcap.ReplayOptions
 		want string
 	}{
-		{"terminate", pcap.ReplayOptions{Chain: chain("terminate", nil)}, `replay of a chain that terminates is not built yet: chain "web", stage tcp`},
+		{"terminate", pcap.ReplayOptions{Chain: chain("terminate", nil)}, `replay: chain "web" terminates connections (stage tcp): want closed-loop replay`},
 		{"workers", pcap.ReplayOptions{Workers: 65}, "replay: workers must be 1 to 64, got 65"},
 		{"no workers", pcap.ReplayOptions{Workers: -1}, "replay: workers must be 1 to 64, got -1"},
 		{"speed", pcap.ReplayOptions{Speed: -1}, "replay: speed must be 0 or more, got -1"},

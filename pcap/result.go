@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"penstock/pipeline"
+	"penstock/pipeline/fault"
 )
 
 // ReplayOptions configure a Replay.
@@ -24,11 +25,17 @@ type ReplayOptions struct {
 	// for twice as fast. The result does not depend on it.
 	Speed float64
 
+	// Faults strike what comes from the capture and what leaves, at each port.
+	// Result.Packets and Added together are what the workers received and what
+	// was lost before they could.
+	Faults fault.Options
+
 	// Workers is how many instances of the chain share the flows, as they do
 	// on a NIC with as many queues; 1 if 0. They take turns on one goroutine,
 	// so that the result depends on nothing but capture and chain.
 	Workers int
 
+	Clock    *Clock            // shows the capture's time; may be nil
 	Recorder pipeline.Recorder // takes events; may be nil
 	Log      *slog.Logger      // of the stages; may be nil
 	Progress func(Progress)    // called now and then, and at the end; may be nil
@@ -52,7 +59,7 @@ type Outcome struct {
 	Reason  pipeline.Reason // valid iff Verdict is Drop
 }
 
-// Result is what a replay did. Packets = Forwarded + Consumed + the sum of
+// Result is what a replay did. Packets + Added = Forwarded + Consumed + the sum of
 // Dropped. Two replays of the same capture through the same chain differ in
 // Seconds only.
 type Result struct {
@@ -64,15 +71,17 @@ type Result struct {
 	Flows     uint64            `json:"flows"`   // 5-tuples, both directions together
 	Seconds   float64           `json:"seconds"` // it took
 
-	Emitted       uint64               `json:"emitted"` // packets of the stages' own making
-	EmitLost      uint64               `json:"emit_lost"`
-	BadChecksums  uint64               `json:"bad_checksums"`
-	CapturedShort uint64               `json:"captured_short"` // packets that were longer on the wire
-	First         string               `json:"first,omitempty"`
-	Last          string               `json:"last,omitempty"` // RFC 3339, UTC
-	SpanSeconds   float64              `json:"span_seconds"`   // from First to Last
-	Chain         *pipeline.ChainStats `json:"chain,omitempty"`
-	Error         string               `json:"error,omitempty"` // why the capture was not read to its end
+	Added         uint64                       `json:"added,omitempty"`  // packets that faults made: copies and ICMP errors
+	Faults        map[string]map[string]uint64 `json:"faults,omitempty"` // by port
+	Emitted       uint64                       `json:"emitted"`          // packets of the stages' own making
+	EmitLost      uint64                       `json:"emit_lost"`
+	BadChecksums  uint64                       `json:"bad_checksums"`
+	CapturedShort uint64                       `json:"captured_short"` // packets that were longer on the wire
+	First         string                       `json:"first,omitempty"`
+	Last          string                       `json:"last,omitempty"` // RFC 3339, UTC
+	SpanSeconds   float64                      `json:"span_seconds"`   // from First to Last
+	Chain         *pipeline.ChainStats         `json:"chain,omitempty"`
+	Error         string                       `json:"error,omitempty"` // why the capture was not read to its end
 }
 
 func (r *Result) accounted() uint64 {
@@ -88,11 +97,37 @@ func (r *replay) result() Result {
 	if res.Dropped == nil {
 		res.Dropped = map[string]uint64{}
 	}
+	r.addFaults(&res)
 	if res.Packets > 0 {
 		res.First, res.Last = stamp(r.feed.first), stamp(r.feed.last)
 		res.SpanSeconds = float64(r.feed.last-r.feed.first) / 1e9
 	}
 	return res
+}
+
+// addFaults takes over what the faults of the ports did.
+func (r *replay) addFaults(res *Result) {
+	for i, p := range r.faults {
+		name := r.feed.o.Names[i%2]
+		if res.Faults == nil {
+			res.Faults = map[string]map[string]uint64{}
+		}
+		if res.Faults[name] == nil {
+			res.Faults[name] = map[string]uint64{}
+		}
+		for k, n := range p.Stats().Extra {
+			res.Faults[name][k] += n
+		}
+		in, out := p.Received(), p.Transmitted()
+		for reason, n := range map[pipeline.Reason]uint64{
+			fault.ReasonLoss: in.Lost, fault.ReasonMTU: in.TooBig, fault.ReasonStopped: in.Stopped,
+		} {
+			if n > 0 {
+				res.Dropped[reason.String()] += n
+			}
+		}
+		res.Added += in.Duplicated + out.Told // the answer to what is too big to leave comes in
+	}
 }
 
 func stamp(ns int64) string { return time.Unix(0, ns).UTC().Format(time.RFC3339Nano) }

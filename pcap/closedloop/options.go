@@ -119,6 +119,6 @@ type Result struct {
 	Chain          *pipeline.ChainStats         `json:"chain,omitempty"`
 	VirtualSeconds float64                      `json:"virtual_seconds"`
 	Seconds        float64                      `json:"seconds"` // it took
-	List           []Flow                       `json:"list"`
+	List           []Flow                       `json:"connections"`
 	Error          string                       `json:"error,omitempty"`
 }

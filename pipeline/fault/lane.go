@@ -60,12 +60,14 @@ func (l *lane) take(pkt *pipeline.Packet, now int64) {
 		if ipLen(pkt, &h) > f.MTU {
 			l.tooBigs.Add(1)
 			l.p.tell(l, pkt)
+			pkt.Drop(ReasonMTU)
 			l.p.o.Pool.Put(pkt)
 			return
 		}
 	}
 	if lose < float64(f.Loss) {
 		l.lost.Add(1)
+		pkt.Drop(ReasonLoss)
 		l.p.o.Pool.Put(pkt)
 		return
 	}

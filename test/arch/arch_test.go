@@ -96,7 +96,7 @@ var allowed = map[string][]string{
 	"pipeline/afxdp":               {"pipeline", "xsk"},
 	"pipeline/fault":               {"pipeline", "internal/wire", "internal/units"},
 	"pipeline/pipelinetest":        {"pipeline", "pcap", "internal/config", "internal/wire", "internal/units"},
-	"pcap":                         {"pipeline", "internal/wire", "internal/flowtab"},
+	"pcap":                         {"pipeline", "pipeline/fault", "internal/wire", "internal/flowtab"},
 	"pcap/closedloop":              {"pipeline", "pipeline/fault", "pcap", "internal/wire"},
 	"stack":                        {"pipeline", "internal/wire", "internal/flowtab"},
 	"inspect":                      {"pipeline", "internal/wire", "internal/flowtab"},

@@ -157,16 +157,6 @@ func TestReplay(t *testing.T) {
 	}
 }
 
-func TestReplayOfATerminatingChain(t *testing.T) {
-	captures, _ := filepath.Glob("../../pcap/testdata/*.pcap")
-	more, _ := filepath.Glob("../../pcap/testdata/*/*.pcap")
-	captures = append(captures, more...)
-	status, _, errs := invoke(t, "replay", "--in", captures[0], "../../configs/demo.toml")
-	if status != 1 || !strings.Contains(errs, "terminates") || !strings.Contains(errs, "not built yet") {
-		t.Errorf("status %d: %q", status, errs)
-	}
-}
-
 func TestFlowFilter(t *testing.T) {
 	f := control.Flow{Client: "10.0.0.1:4000", Server: "[fd00::1]:8080", Chain: "web", Depth: "offload"}
 	for _, row := range []struct {

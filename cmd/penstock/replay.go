@@ -14,18 +14,37 @@ import (
 
 	"penstock/internal/config"
 	"penstock/internal/record"
+	"penstock/internal/units"
 	"penstock/pcap"
+	"penstock/pcap/closedloop"
+	"penstock/pipeline"
+	"penstock/pipeline/fault"
 )
 
+// replayFlags are what the command line of replay says.
+type replayFlags struct {
+	in, out, chain, speed, loop, faults string
+	asJSON, accept                      bool
+	workers, window                     int
+	seed                                uint64
+	memory                              units.Size
+}
+
 func replayCommand(args []string) error {
-	fs := newFlags("replay", "--in A.pcap [--out B.pcapng] [--json] [--chain NAME] FILE")
-	in := fs.String("in", "", "capture to read: pcap or pcapng, - for standard input")
-	out := fs.String("out", "", "pcapng to write: the packets that left, by port")
-	asJSON := fs.Bool("json", false, "print the result as JSON")
-	chain := fs.String("chain", "", "which chain of the configuration; needed if it has several")
-	accept := fs.Bool("accept-bad-checksums", false, "take packets with wrong checksums as they are (captures of hosts that leave them to the NIC)")
-	speed := fs.String("speed", "max", "max, or a factor of the capture's own timing: 1 is as it was")
-	workers := fs.Int("workers", 1, "how many workers share the flows, as on a NIC with as many queues")
+	fs := newFlags("replay", "--in A.pcap [--out B.pcapng] [--json] [--chain NAME] [--loop auto|open|closed] [--fault FAULTS] FILE")
+	f := replayFlags{memory: 256 << 20}
+	fs.StringVar(&f.in, "in", "", "capture to read: pcap or pcapng, - for standard input")
+	fs.StringVar(&f.out, "out", "", "pcapng to write: the packets that left, by port; closed loop: both wires")
+	fs.BoolVar(&f.asJSON, "json", false, "print the result as JSON")
+	fs.StringVar(&f.chain, "chain", "", "which chain of the configuration; needed if it has several")
+	fs.BoolVar(&f.accept, "accept-bad-checksums", false, "take packets with wrong checksums as they are (captures of hosts that leave them to the NIC)")
+	fs.StringVar(&f.speed, "speed", "max", "max, or a factor of the capture's own timing: 1 is as it was (closed loop: the pauses within a connection, in virtual time)")
+	fs.IntVar(&f.workers, "workers", 1, "how many workers share the flows, as on a NIC with as many queues (open loop)")
+	fs.StringVar(&f.loop, "loop", "auto", "open: the capture's packets; closed: two ends play the capture's TCP connections; auto: closed if the chain terminates")
+	fs.StringVar(&f.faults, "fault", "", "faults of both wires, such as loss=1%,duplicate=1%,reorder=1%,delay=5ms,jitter=1ms,corrupt=1%,mtu=1400,seed=7")
+	fs.IntVar(&f.window, "window", 64, "connections played at once (closed loop)")
+	fs.Uint64Var(&f.seed, "seed", 0, "of what the netstack leaves to chance (closed loop)")
+	fs.TextVar(&f.memory, "memory", f.memory, "payload kept of connections that wait or have not ended (closed loop)")
 	files, err := parse(fs, args)
 	if err != nil {
 		return err
@@ -33,37 +52,76 @@ func replayCommand(args []string) error {
 	if len(files) != 1 {
 		return usagef("want one configuration file, got %d", len(files))
 	}
-	if *in == "" {
+	return f.run(files[0])
+}
+
+// run does what the flags say.
+func (f *replayFlags) run(file string) error {
+	if f.in == "" {
 		return usagef("--in is missing: which capture?")
 	}
 	factor := 0.0
-	if *speed != "max" {
-		if _, err := fmt.Sscanf(*speed, "%g", &factor); err != nil || !(factor > 0) {
-			return usagef("--speed: want max or a number above zero, got %q", *speed)
+	if f.speed != "max" {
+		if _, err := fmt.Sscanf(f.speed, "%g", &factor); err != nil || !(factor > 0) {
+			return usagef("--speed: want max or a number above zero, got %q", f.speed)
 		}
 	}
-	cfg, err := loadConfig(files[0])
+	if f.loop != "auto" && f.loop != "open" && f.loop != "closed" {
+		return usagef("--loop: want auto, open or closed, got %q", f.loop)
+	}
+	if f.window < 1 || f.memory < 1 {
+		return usagef("--window and --memory: want more than 0, got %d and %v", f.window, f.memory)
+	}
+	var faults fault.Options
+	if f.faults != "" {
+		var err error
+		if faults, err = fault.Parse(f.faults); err != nil {
+			return usagef("--fault: %v", err)
+		}
+	}
+	cfg, err := loadConfig(file)
 	if err != nil {
 		return err
 	}
-	c, err := chooseChain(cfg, *chain)
+	c, err := chooseChain(cfg, f.chain)
 	if err != nil {
 		return err
 	}
-	rec, err := openReplayRecords(cfg)
+	depth, stage, _ := c.Spec.Depth()
+	switch terminates := depth == pipeline.DepthTerminate; {
+	case f.loop == "open" && terminates:
+		return usagef("--loop open: chain %q terminates connections (stage %s): what it sends depends on what it is answered; want --loop closed", c.Name, stage)
+	case f.loop == "auto" && terminates:
+		f.loop = "closed"
+	}
+	if f.loop == "closed" && f.workers != 1 {
+		return usagef("--workers: closed-loop replay has one worker, got %d", f.workers)
+	}
+	if faults.Active() {
+		fmt.Fprintf(os.Stderr, "warning: FAULTS ARE ON: both wires harm traffic on purpose (%v)\n", faults)
+	}
+	clock := &pcap.Clock{}
+	rec, err := openReplayRecords(cfg, clock)
 	if err != nil {
 		return err
 	}
-	o := pcap.ReplayOptions{
-		Name: *in, Chain: &c.Spec, AcceptBadChecksums: *accept, Speed: factor, Workers: *workers, Recorder: rec,
-		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	var ports [2]string
+	for i := range min(len(cfg.Ports), len(ports)) {
+		ports[i] = cfg.Ports[i].Name
 	}
-	for i := range min(len(cfg.Ports), len(o.Ports)) {
-		o.Ports[i] = cfg.Ports[i].Name
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if f.loop == "closed" {
+		return f.closed(closedloop.Options{
+			Name: f.in, Chain: &c.Spec, Ports: ports, AcceptBadChecksums: f.accept, Speed: factor, Window: f.window, MaxMemory: int64(f.memory),
+			Seed: f.seed, Faults: faults, Clock: clock, Recorder: rec, Log: log,
+		}, rec)
 	}
-	res, err := runReplay(o, *out)
+	res, err := runReplay(pcap.ReplayOptions{
+		Name: f.in, Chain: &c.Spec, Ports: ports, AcceptBadChecksums: f.accept, Speed: factor, Workers: f.workers, Faults: faults,
+		Clock: clock, Recorder: rec, Log: log,
+	}, f.out)
 	err = errors.Join(err, rec.Close())
-	if *asJSON {
+	if f.asJSON {
 		if perr := printJSON(res); perr != nil {
 			return perr
 		}
@@ -92,8 +150,9 @@ func chooseChain(cfg *config.Config, name string) (*config.Chain, error) {
 
 // openReplayRecords opens the sinks of a configuration. A replay waits for a
 // slow one: it loses no event.
-func openReplayRecords(cfg *config.Config) (*record.Recorder, error) {
-	return record.OpenWith(recordSpecs(cfg), slog.New(slog.NewTextHandler(os.Stderr, nil)), record.Options{Wait: true})
+// Its records carry the capture's time.
+func openReplayRecords(cfg *config.Config, clock *pcap.Clock) (*record.Recorder, error) {
+	return record.OpenWith(recordSpecs(cfg), slog.New(slog.NewTextHandler(os.Stderr, nil)), record.Options{Wait: true, Now: clock.Now})
 }
 
 func recordSpecs(cfg *config.Config) (specs []record.Spec) {
@@ -108,20 +167,39 @@ func recordSpecs(cfg *config.Config) (specs []record.Spec) {
 func runReplay(o pcap.ReplayOptions, out string) (res pcap.Result, err error) {
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer cancel()
-	if out != "" {
-		f, err := os.Create(out)
-		if err != nil {
-			return res, fmt.Errorf("create output capture: %w", err)
-		}
-		w := bufio.NewWriterSize(f, 1<<20)
-		o.Out = w
-		defer func() { err = errors.Join(err, w.Flush(), f.Close()) }()
+	w, done, err := createOutput(out)
+	if err != nil {
+		return res, err
 	}
-	if fi, serr := os.Stderr.Stat(); serr == nil && fi.Mode()&os.ModeCharDevice != 0 {
+	if w != nil {
+		o.Out = w
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	if onTerminal() {
 		o.Progress = progressLine(o.Name)
 		defer fmt.Fprint(os.Stderr, "\r\x1b[K")
 	}
 	return pcap.Replay(ctx, o)
+}
+
+// createOutput creates the capture that is written, if there is one; done closes
+// it.
+func createOutput(out string) (w *bufio.Writer, done func() error, err error) {
+	if out == "" {
+		return nil, func() error { return nil }, nil
+	}
+	f, err := os.Create(out)
+	if err != nil {
+		return nil, nil, fmt.Errorf("create output capture: %w", err)
+	}
+	w = bufio.NewWriterSize(f, 1<<20)
+	return w, func() error { return errors.Join(w.Flush(), f.Close()) }, nil
+}
+
+// onTerminal reports whether somebody looks at standard error.
+func onTerminal() bool {
+	fi, err := os.Stderr.Stat()
+	return err == nil && fi.Mode()&os.ModeCharDevice != 0
 }
 
 // progressLine draws how far a replay is on the terminal.
@@ -141,6 +219,16 @@ func progressLine(name string) func(pcap.Progress) {
 	}
 }
 
+// printFaults says what faults did, by port.
+func printFaults(faults map[string]map[string]uint64) {
+	for _, port := range sortedKeys(faults) {
+		fmt.Printf("faults of port %s\n", port)
+		for _, name := range sortedKeys(faults[port]) {
+			fmt.Printf("  %-28s %d\n", name, faults[port][name])
+		}
+	}
+}
+
 func printReplay(r pcap.Result) {
 	fmt.Printf("packets    %d, %s, %d flows\n", r.Packets, size(r.Bytes), r.Flows)
 	if r.First != "" {
@@ -155,6 +243,7 @@ func printReplay(r pcap.Result) {
 	for _, reason := range sortedKeys(r.Dropped) {
 		fmt.Printf("  %-28s %d\n", reason, r.Dropped[reason])
 	}
+	printFaults(r.Faults)
 	if r.Emitted > 0 {
 		fmt.Printf("made       %d packets by stages\n", r.Emitted)
 	}

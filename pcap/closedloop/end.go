@@ -44,6 +44,8 @@ type end struct {
 	own       *stream
 	steps     []step
 	at        int    // the next step
+	excused   uint64 // position of the other end's stream that its steps need not wait for
+	hasty     bool   // its reset need not wait for what comes before it
 	limit     uint64 // position behind what may be sent
 	finish    bool   // a FIN follows at limit
 	una, nxt  uint64

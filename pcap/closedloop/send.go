@@ -44,10 +44,10 @@ func (e *end) release() {
 	}
 	for e.at < len(e.steps) {
 		st := &e.steps[e.at]
-		if e.rcv < st.need && st.order > s.relaxedTo {
+		if e.rcv < st.need && st.need > e.excused {
 			break
 		}
-		if st.rst && s.ends[1-e.side].rcv < st.to && st.order > s.relaxedTo {
+		if st.rst && s.ends[1-e.side].rcv < st.to && !e.hasty {
 			break
 		}
 		if !s.due(st) {

@@ -26,8 +26,7 @@ type session struct {
 	ends      [2]*end
 	start     int64
 	last      int64 // when something came forward
-	relaxedTo int   // steps up to this one need not wait for the other end
-	relaxed   int
+	relaxed   int   // times that the order of the capture was given up
 	resets    int
 	over      bool
 	stalled   bool
@@ -80,7 +79,7 @@ func (s *session) watch() {
 
 // relax lets the next step of the capture begin without what it waits for.
 func (s *session) relax() {
-	next := -1
+	var next *end
 	for _, e := range s.ends {
 		if e.state != established || e.at >= len(e.steps) {
 			continue
@@ -93,14 +92,15 @@ func (s *session) relax() {
 		if st.rst && s.w.now-s.last < resetAfter {
 			continue
 		}
-		if next < 0 || st.order < next {
-			next = st.order
+		if next == nil || st.order < next.steps[next.at].order {
+			next = e
 		}
 	}
-	if next < 0 || next <= s.relaxedTo {
+	if next == nil {
 		return
 	}
-	s.relaxedTo = next
+	st := &next.steps[next.at]
+	next.excused, next.hasty = max(next.excused, st.need), next.hasty || st.rst
 	s.relaxed++
 	s.ends[client].touch()
 	s.ends[server].touch()

@@ -234,7 +234,7 @@ func (w *world) play() {
 }
 
 func (w *world) open(key wire.Flow, c *conversation) {
-	s := &session{w: w, c: c, relaxedTo: -1}
+	s := &session{w: w, c: c}
 	s.ends[client], s.ends[server] = newEnd(s, client), newEnd(s, server)
 	if c.refused {
 		s.ends[server].state = refusing

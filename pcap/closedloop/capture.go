@@ -106,7 +106,7 @@ func (c *capture) segment(f wire.Flow, b []byte, h *wire.Headers, bad, cut bool)
 		if bad {
 			return
 		}
-		if v = c.begin(key, f, syn && flags&wire.FlagACK != 0); v == nil {
+		if v = c.begin(key, f, syn, syn && flags&wire.FlagACK != 0); v == nil {
 			return
 		}
 		from = client
@@ -157,16 +157,17 @@ func (c *capture) anew(v *conversation, from int, t wire.TCP) bool {
 	return from == server || s.known && s.isn != t.Seq() || v.over || !s.known && v.dir[1-from].known
 }
 
-// begin starts a conversation with the packet at hand.
-func (c *capture) begin(key, f wire.Flow, answer bool) *conversation {
+// begin starts a conversation with the packet at hand. nil: there is no room for
+// one that cannot be played anyway.
+func (c *capture) begin(key, f wire.Flow, syn, answer bool) *conversation {
 	if len(c.flows) >= c.maxFlows {
 		c.prune()
-		if len(c.flows) >= c.maxFlows {
-			// The one that began first makes room.
-			c.spoil(c.order[0], "flow_limit", "more connections were open at once than are followed")
-			c.end(c.order[0])
-			c.prune()
+	}
+	if len(c.flows) >= c.maxFlows {
+		if !syn {
+			return nil
 		}
+		c.makeRoom()
 	}
 	if answer {
 		f = f.Reverse()
@@ -175,6 +176,26 @@ func (c *capture) begin(key, f wire.Flow, answer bool) *conversation {
 	c.flows[key] = v
 	c.order = append(c.order, v)
 	return v
+}
+
+// makeRoom gives up some conversations: those that cannot be played, then those
+// that began first. It is a lot of work, hence some and not one.
+func (c *capture) makeRoom() {
+	left := max(c.maxFlows/16, 1)
+	order := append([]*conversation(nil), c.order...)
+	for _, hopeless := range [...]bool{true, false} {
+		for _, v := range order {
+			if left == 0 {
+				break
+			}
+			if !v.over && (!hopeless || v.why != "" || !v.dir[client].known) {
+				c.spoil(v, "flow_limit", "more connections were open at once than are followed")
+				c.end(v)
+				left--
+			}
+		}
+	}
+	c.prune()
 }
 
 // end hands a conversation on.

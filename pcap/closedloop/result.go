@@ -69,7 +69,10 @@ func (s *session) result() *Flow {
 	case c.reset == server:
 		f.End = "server_reset"
 	}
-	reached := !c.refused || s.ends[client].reset
+	reached := s.ends[client].rcv > 0 && s.ends[server].rcv > 0 // they have heard of each other
+	if c.refused {
+		reached = s.ends[client].reset
+	}
 	equal := f.ToServer.Equal && f.ToClient.Equal && reached
 	switch {
 	case s.isDenied:

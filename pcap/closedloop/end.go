@@ -57,7 +57,6 @@ type end struct {
 	recover   uint64 // while una is below: repair holes one after the other
 	retries   int
 	rto       int64
-	last      int64 // when it sent something that asks for an answer
 
 	// What it receives.
 	other   *stream
@@ -67,7 +66,6 @@ type end struct {
 	finAt   uint64
 	gotFIN  bool
 	differs int64 // offset of the first byte that is not the capture's; -1: none
-	extra   uint64
 
 	opts     synOptions // in use
 	stampIn  uint32     // TSval of the last segment in order

@@ -216,6 +216,29 @@ func TestTenRuns(t *testing.T) {
 	}
 }
 
+// TestCapturesAgain: each capture gives the same output in each run: in two of
+// them, and in ten where PENSTOCK_PCAPS names the captures.
+func TestCapturesAgain(t *testing.T) {
+	runs := 2
+	if os.Getenv("PENSTOCK_PCAPS") != "" {
+		runs = 10
+	}
+	for _, file := range all(t) {
+		if !readable(t, file) {
+			continue
+		}
+		var first []byte
+		for i := range runs {
+			_, out := run(t, closedloop.Options{Name: file, Chain: chain(t, "tcp"), AcceptBadChecksums: true})
+			if i == 0 {
+				first = out
+			} else if !bytes.Equal(out, first) {
+				t.Fatalf("%s: run %d writes another output", file, i+1)
+			}
+		}
+	}
+}
+
 // TestLong: a thousand connections over wires that lose, repeat and reorder 5 %
 // of everything. Every byte is right, and nothing is left behind.
 func TestLong(t *testing.T) {

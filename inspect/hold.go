@@ -212,6 +212,9 @@ func (s *Inspector) end(f *flow, how state) {
 func (s *Inspector) deny(f *flow, p *pipeline.Packet, why pipeline.Reason) {
 	s.n.denied.Add(1)
 	s.counter(s.denials, "denied_", why).Add(1)
+	if sim := s.env.Simulation; sim != nil && sim.Denied != nil {
+		sim.Denied(&f.conn, why)
+	}
 	f.why = why
 	for d := range f.half {
 		h, o := &f.half[d], &f.half[1-d]

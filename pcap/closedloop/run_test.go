@@ -18,10 +18,11 @@ import (
 	"penstock/pipeline"
 	"penstock/pipeline/fault"
 	"penstock/stages"
+	"penstock/stages/tcp"
 )
 
-// chain returns a chain of stages at their defaults, each changed by its
-// function.
+// chain returns a chain of stages at their defaults, but for tcp, which
+// terminates.
 func chain(t testing.TB, kinds ...string) *pipeline.ChainSpec {
 	t.Helper()
 	reg := stages.Builtin()
@@ -31,7 +32,11 @@ func chain(t testing.TB, kinds ...string) *pipeline.ChainSpec {
 		if k == nil {
 			t.Fatalf("no stage %s", name)
 		}
-		spec.Stages = append(spec.Stages, pipeline.StageSpec{Kind: k, Config: k.NewConfig(), Shared: &pipeline.Shared{}})
+		config := k.NewConfig()
+		if c, ok := config.(*tcp.Config); ok {
+			c.Depth = "terminate"
+		}
+		spec.Stages = append(spec.Stages, pipeline.StageSpec{Kind: k, Config: config, Shared: &pipeline.Shared{}})
 	}
 	return spec
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"penstock/pipeline"
 	"penstock/pipeline/fault"
 	"penstock/pipeline/pipelinetest"
+	"penstock/stages/tcp"
 )
 
 const step = 100 * time.Millisecond
@@ -99,9 +101,14 @@ func TestStatuses(t *testing.T) {
 func TestDenied(t *testing.T) {
 	capture := conversations(t, 4, 10)
 	reg := streamRegistry(t)
-	for kind, reason := range map[string]string{"deny": "closedloop_test_denied", "reply": "closedloop_test_denied"} {
+	for _, kind := range []string{"deny", "reply", "deny without terminating"} {
+		const reason = "closedloop_test_denied"
 		spec := chain(t, "tcp")
-		k := reg.Lookup(kind)
+		name, _, inspect := strings.Cut(kind, " ")
+		if inspect {
+			spec.Stages[0].Config.(*tcp.Config).Depth = "inspect"
+		}
+		k := reg.Lookup(name)
 		spec.Stages = append(spec.Stages, pipeline.StageSpec{Kind: k, Config: k.NewConfig()})
 		res, _ := run(t, closedloop.Options{Name: kind, In: bytes.NewReader(capture), Chain: spec})
 		if res.Denied == 0 || res.Differs != 0 || res.DeniedBy[reason] != res.Denied {

@@ -66,10 +66,6 @@ func validate(c *Config, issues *pipeline.Issues) {
 	}
 }
 
-func isAlnum(c byte) bool {
-	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
-}
-
 // enforces reports whether the stage must understand every request.
 func (c *Config) enforces() bool {
 	return c.OnBad == "deny" || c.OnBad == "auto" && c.refuses()

@@ -4,12 +4,13 @@
 //
 // Its one trap: a request is judged by its head alone, so bytes pass on as soon
 // as the head has. Everything that two parsers could read differently must be
-// refused before, in parseRequest and body.
+// refused before, in package http1.
 package http
 
 import (
 	_ "embed"
 
+	"penstock/internal/http1"
 	"penstock/pipeline"
 )
 
@@ -86,7 +87,7 @@ type stream struct {
 // message is where one direction stands.
 type message struct {
 	inBody bool
-	body   body
+	body   http1.Body
 }
 
 // Data implements pipeline.Stream.
@@ -106,7 +107,7 @@ func (c *stream) Data(d pipeline.Direction, b []byte, now int64) (int, pipeline.
 
 // End implements pipeline.Stream.
 func (c *stream) End(d pipeline.Direction, now int64) pipeline.StreamVerdict {
-	if d == pipeline.ToClient && !c.lost && len(c.pending) > 0 && c.resp.inBody && c.resp.body.framing == untilClose {
+	if d == pipeline.ToClient && !c.lost && len(c.pending) > 0 && c.resp.inBody && c.resp.body.Framing() == http1.UntilClose {
 		c.finish(now)
 	}
 	return pipeline.StreamVerdict{}
@@ -138,7 +139,7 @@ func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVe
 			return pass, v // what follows belongs to whichever protocol the server chooses
 		}
 		if c.req.inBody {
-			n, done, ok := c.req.body.skip(rest)
+			n, done, ok := c.req.body.Skip(rest)
 			pass += n
 			c.current.requestBytes += uint64(n)
 			if !ok {
@@ -152,7 +153,7 @@ func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVe
 			}
 			continue
 		}
-		if !c.seen && !plausibleStart(rest) {
+		if !c.seen && !http1.PlausibleStart(rest) {
 			return c.bad(b, pass, reasonNotHTTP, now)
 		}
 		// RFC 9112 2.2: an empty line before a request is ignored.
@@ -160,7 +161,7 @@ func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVe
 			pass += 2
 			continue
 		}
-		end := headEnd(rest)
+		end := http1.HeadEnd(rest)
 		if end == 0 || end > int(c.s.cfg.MaxHead) {
 			if end > 0 || len(rest) > int(c.s.cfg.MaxHead) {
 				return c.bad(b, pass, reasonHeadSize, now)
@@ -173,14 +174,14 @@ func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVe
 			}
 			c.pending = c.pending[:0] // nothing will ever answer them
 		}
-		h, why := parseRequest(rest[:end], c.s.policy)
+		h, why := c.s.policy.parse(rest[:end])
 		if why != pipeline.ReasonNone {
-			return c.badRequest(b, pass, &exchange{start: now, method: h.method, target: h.target, host: h.host, minor: h.minor, userAgent: h.userAgent}, why, now)
+			return c.badRequest(b, pass, &exchange{start: now, method: h.Method, target: h.Target, host: h.Host, minor: h.Minor, userAgent: h.UserAgent}, why, now)
 		}
 		c.seen = true
 		c.s.requests.Add(1)
-		e := &exchange{start: now, method: h.method, target: h.target, host: h.host, minor: h.minor, userAgent: h.userAgent,
-			upgrade: h.upgrade, requestBytes: uint64(end)}
+		e := &exchange{start: now, method: h.Method, target: h.Target, host: h.Host, minor: h.Minor, userAgent: h.UserAgent,
+			upgrade: h.Upgrade, requestBytes: uint64(end)}
 		if why := c.s.policy.judge(&h); why != pipeline.ReasonNone {
 			if !byPolicy(why) && !c.s.enforce {
 				return c.badRequest(b, pass, e, why, now)
@@ -192,29 +193,11 @@ func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVe
 			c.pending = append(c.pending, e)
 		}
 		pass += end
-		c.req.body.begin(&h)
-		c.req.inBody = h.framing != noBody
-		c.waiting = h.upgrade && !c.req.inBody
+		c.req.body.Begin(&h.Head)
+		c.req.inBody = h.Framing != http1.NoBody
+		c.waiting = h.Upgrade && !c.req.inBody
 	}
 	return pass, v
-}
-
-// plausibleStart reports whether b may be the beginning of a request line: it
-// answers as soon as the bytes tell, so that another protocol is not held up
-// until a head's worth of it has come.
-func plausibleStart(b []byte) bool {
-	for i, c := range b {
-		if c == ' ' {
-			return i > 0
-		}
-		if i == 0 && (c == '\r' || c == '\n') {
-			return len(b) < 2 || b[1] == '\n'
-		}
-		if !tokenChar[c] || i > 32 {
-			return false
-		}
-	}
-	return true
 }
 
 // bad is the end of what can be followed: by configuration the connection is
@@ -259,7 +242,7 @@ func (c *stream) responseData(b []byte, now int64) (pass int) {
 			e.firstByte = now
 		}
 		if c.resp.inBody {
-			n, done, ok := c.resp.body.skip(rest)
+			n, done, ok := c.resp.body.Skip(rest)
 			pass += n
 			e.responseBytes += uint64(n)
 			if !ok {
@@ -269,7 +252,7 @@ func (c *stream) responseData(b []byte, now int64) (pass int) {
 			}
 			continue
 		}
-		end := headEnd(rest)
+		end := http1.HeadEnd(rest)
 		if end == 0 {
 			if len(rest) > int(c.s.cfg.MaxHead) {
 				c.lose()
@@ -277,30 +260,30 @@ func (c *stream) responseData(b []byte, now int64) (pass int) {
 			}
 			return pass // the rest of the head is to come; it is short
 		}
-		h, ok := parseResponse(rest[:end], e.method)
-		if !ok {
+		h, bad := http1.ParseResponse(rest[:end], e.method, nil)
+		if bad != http1.FaultNone {
 			c.lose()
 			break
 		}
 		pass += end
 		e.responseBytes += uint64(end)
-		c.s.statusClasses[min(h.status/100, 5)].Add(1)
-		if h.status < 200 && h.status != 101 {
+		c.s.statusClasses[min(h.Status/100, 5)].Add(1)
+		if h.Status < 200 && h.Status != 101 {
 			continue // interim: the final one follows
 		}
 		c.s.responses.Add(1)
-		e.status, e.contentType = h.status, h.contentType
+		e.status, e.contentType = h.Status, h.ContentType
 		if e.upgrade {
 			c.waiting = false
-			if h.upgrade {
+			if h.Upgrade {
 				c.s.switched.Add(1)
 				c.finish(now)
 				c.raw = true
 				break
 			}
 		}
-		c.resp.body.begin(&h)
-		c.resp.inBody = h.framing != noBody
+		c.resp.body.Begin(&h)
+		c.resp.inBody = h.Framing != http1.NoBody
 		if !c.resp.inBody {
 			c.finish(now)
 		}

@@ -281,8 +281,8 @@ func TestWithoutPolicyNothingIsTouched(t *testing.T) {
 	}
 }
 
-// http1 decodes an event.
-func http1(t *testing.T, line string) (e event) {
+// decoded decodes an event.
+func decoded(t *testing.T, line string) (e event) {
 	t.Helper()
 	if err := json.Unmarshal([]byte(line), &e); err != nil {
 		t.Fatalf("%s: %v", line, err)
@@ -303,7 +303,7 @@ func TestLog(t *testing.T) {
 	if len(r.rec.lines) != 2 {
 		t.Fatalf("%d events: %q", len(r.rec.lines), r.rec.lines)
 	}
-	e := http1(t, r.rec.lines[0])
+	e := decoded(t, r.rec.lines[0])
 	h := e.HTTP
 	if e.SrcIP != "10.0.0.1" || e.DestPort != 80 || e.Action != "allowed" || e.Chain != "web" ||
 		h.Hostname != "good.example" || h.URL != "/up?x=1" || h.Method != "POST" || h.Status != 201 || h.UserAgent != "t" ||
@@ -313,7 +313,7 @@ func TestLog(t *testing.T) {
 	if want := uint64(len("POST /up?x=1 HTTP/1.1\r\nHost: Good.Example:80\r\nUser-Agent: t\r\nContent-Length: 3\r\n\r\nabc")); h.RequestBytes != want {
 		t.Errorf("request bytes %d, want %d", h.RequestBytes, want)
 	}
-	if e := http1(t, r.rec.lines[1]); e.HTTP.Status != 200 || e.HTTP.Method != "GET" {
+	if e := decoded(t, r.rec.lines[1]); e.HTTP.Status != 200 || e.HTTP.Method != "GET" {
 		t.Errorf("second event: %s", r.rec.lines[1])
 	}
 }

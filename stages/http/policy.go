@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"penstock/internal/hostname"
+	"penstock/internal/http1"
 	"penstock/pipeline"
 )
 
@@ -16,8 +17,14 @@ type policy struct {
 	denyMethods, allowMethods []string
 	denyPaths, allowPaths     []string
 	fields                    []fieldRule
-	maxFields                 int
-	enforce                   bool
+	rules                     http1.Rules
+	denied                    bool // of the head that is being parsed: a rule refuses a header
+}
+
+// request is a head that was understood.
+type request struct {
+	http1.Head
+	fieldDenied bool // a rule refuses a header
 }
 
 // fieldRule refuses headers of a name, and a value if there is a pattern.
@@ -29,7 +36,7 @@ type fieldRule struct {
 func newPolicy(c *Config) *policy {
 	p := &policy{
 		denyHosts: hostname.NewSet(c.DenyHosts), denyMethods: c.DenyMethods, allowMethods: c.AllowMethods,
-		denyPaths: c.DenyPaths, allowPaths: c.AllowPaths, maxFields: c.MaxHeaders, enforce: c.enforces(),
+		denyPaths: c.DenyPaths, allowPaths: c.AllowPaths, rules: http1.Rules{MaxFields: c.MaxHeaders, RefuseH2C: c.enforces()},
 	}
 	if len(c.AllowHosts) > 0 {
 		p.allowHosts = hostname.NewSet(c.AllowHosts)
@@ -37,7 +44,18 @@ func newPolicy(c *Config) *policy {
 	for _, h := range c.DenyHeaders {
 		p.fields = append(p.fields, parseFieldRule(h))
 	}
+	if len(p.fields) > 0 {
+		p.rules.Field = func(name, value []byte) { p.denied = p.denied || p.deniesField(name, value) }
+	}
 	return p
+}
+
+// parse reads a complete request head. A reason other than ReasonNone says why
+// it is refused.
+func (p *policy) parse(b []byte) (request, pipeline.Reason) {
+	p.denied = false
+	h, bad := http1.ParseRequest(b, &p.rules)
+	return request{h, p.denied}, faultReasons[bad]
 }
 
 func parseFieldRule(s string) fieldRule {
@@ -50,18 +68,18 @@ func parseFieldRule(s string) fieldRule {
 }
 
 // judge returns why a request is refused, ReasonNone if it is not.
-func (p *policy) judge(h *head) pipeline.Reason {
+func (p *policy) judge(h *request) pipeline.Reason {
 	switch {
-	case p.denyHosts.Match(h.host) || p.allowHosts != nil && !p.allowHosts.Match(h.host):
+	case p.denyHosts.Match(h.Host) || p.allowHosts != nil && !p.allowHosts.Match(h.Host):
 		return reasonHost
-	case slices.Contains(p.denyMethods, h.method) || len(p.allowMethods) > 0 && !slices.Contains(p.allowMethods, h.method):
+	case slices.Contains(p.denyMethods, h.Method) || len(p.allowMethods) > 0 && !slices.Contains(p.allowMethods, h.Method):
 		return reasonMethod
 	case h.fieldDenied:
 		return reasonField
-	case len(p.denyPaths)+len(p.allowPaths) == 0 || h.method == "CONNECT" || h.target == "*":
+	case len(p.denyPaths)+len(p.allowPaths) == 0 || h.Method == "CONNECT" || h.Target == "*":
 		return pipeline.ReasonNone
 	}
-	path, ok := normalPath(h.target)
+	path, ok := normalPath(h.Target)
 	switch {
 	case !ok:
 		return reasonBadPath
@@ -74,7 +92,7 @@ func (p *policy) judge(h *head) pipeline.Reason {
 // deniesField reports whether a rule refuses a header.
 func (p *policy) deniesField(name, value []byte) bool {
 	for i := range p.fields {
-		if r := &p.fields[i]; equalFold(name, r.name) && (r.pattern == "*" || wild(r.pattern, bytes.ToLower(value))) {
+		if r := &p.fields[i]; http1.EqualFold(name, r.name) && (r.pattern == "*" || wild(r.pattern, bytes.ToLower(value))) {
 			return true
 		}
 	}
@@ -140,10 +158,10 @@ func normalPath(target string) (path string, ok bool) {
 	for i := 0; i < len(target); i++ {
 		c := target[i]
 		if c == '%' {
-			if i+2 >= len(target) || hexValue(target[i+1]) < 0 || hexValue(target[i+2]) < 0 {
+			if i+2 >= len(target) || http1.HexValue(target[i+1]) < 0 || http1.HexValue(target[i+2]) < 0 {
 				return "", false
 			}
-			c = byte(hexValue(target[i+1])<<4 | hexValue(target[i+2]))
+			c = byte(http1.HexValue(target[i+1])<<4 | http1.HexValue(target[i+2]))
 			i += 2
 			if c < ' ' || c == 0x7f || c == '/' || c == '%' {
 				return "", false
@@ -172,7 +190,7 @@ func normalPath(target string) (path string, ok bool) {
 func validateLists(c *Config, issues *pipeline.Issues) {
 	for key, list := range map[string][]string{"deny_methods": c.DenyMethods, "allow_methods": c.AllowMethods} {
 		for i, m := range list {
-			if !isToken([]byte(m)) {
+			if !http1.IsToken([]byte(m)) {
 				issues.Add(fmt.Sprintf("%s[%d]", key, i), `want a method such as "GET", got %q`, m)
 			}
 		}
@@ -190,7 +208,7 @@ func validateLists(c *Config, issues *pipeline.Issues) {
 		}
 	}
 	for i, h := range c.DenyHeaders {
-		if name, _, _ := strings.Cut(h, ":"); !isToken([]byte(name)) {
+		if name, _, _ := strings.Cut(h, ":"); !http1.IsToken([]byte(name)) {
 			issues.Add(fmt.Sprintf("deny_headers[%d]", i), `want a header's name, or "Name: pattern" with * for anything, got %q`, h)
 		}
 	}

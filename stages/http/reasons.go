@@ -1,6 +1,9 @@
 package http
 
-import "penstock/pipeline"
+import (
+	"penstock/internal/http1"
+	"penstock/pipeline"
+)
 
 // Why a connection ends at this stage.
 var (
@@ -39,4 +42,19 @@ func reasons() []pipeline.Reason {
 // its form.
 func byPolicy(r pipeline.Reason) bool {
 	return r == reasonHost || r == reasonMethod || r == reasonPath || r == reasonField
+}
+
+// faultReasons are the reasons of what cannot be read.
+var faultReasons = [...]pipeline.Reason{
+	http1.FaultNone:    pipeline.ReasonNone,
+	http1.BadStartLine: reasonBadHead,
+	http1.BadLine:      reasonBadLine,
+	http1.BadField:     reasonBadField,
+	http1.BadHost:      reasonBadHost,
+	http1.BothLengths:  reasonSmuggle,
+	http1.ManyLengths:  reasonLengths,
+	http1.BadLength:    reasonLength,
+	http1.BadCoding:    reasonCoding,
+	http1.UpgradeH2C:   reasonH2C,
+	http1.ManyFields:   reasonFields,
 }

@@ -1,10 +1,10 @@
-package http
+package http1
 
 import "math"
 
-// body walks over a message body without keeping it.
-type body struct {
-	framing framing
+// Body walks over a message body without keeping it.
+type Body struct {
+	framing Framing
 	left    uint64 // sized: bytes to come; chunked: bytes of this chunk to come
 	state   chunkState
 	digits  int
@@ -30,60 +30,79 @@ const (
 // way to make a proxy work for nothing (CVE-2023-39326).
 const maxChunkLine = 4096
 
-func (b *body) begin(h *head) {
-	*b = body{framing: h.framing}
-	if h.framing == sized {
-		b.left = h.length
+// Begin makes b the body behind a head.
+func (b *Body) Begin(h *Head) {
+	*b = Body{framing: h.Framing}
+	if h.Framing == Sized {
+		b.left = h.Length
 	}
 }
 
-// skip walks over p and returns how many of its bytes belong to the body, and
+// Framing returns how the body ends.
+func (b *Body) Framing() Framing { return b.framing }
+
+// Skip walks over p and returns how many of its bytes belong to the body, and
 // whether the body is complete then. It reports false for malformed chunks.
-func (b *body) skip(p []byte) (n int, done, ok bool) {
+func (b *Body) Skip(p []byte) (n int, done, ok bool) {
+	for {
+		var k int
+		_, k, done, ok = b.Next(p[n:])
+		n += k
+		if done || !ok || n == len(p) {
+			return n, done, ok
+		}
+	}
+}
+
+// Next is Skip up to the end of the first run of content, which it returns as a
+// part of p: what stands between chunks is not content. n may be 0 only if p is
+// empty or the body is complete.
+func (b *Body) Next(p []byte) (content []byte, n int, done, ok bool) {
 	switch b.framing {
-	case noBody:
-		return 0, true, true
-	case untilClose:
-		return len(p), false, true
-	case sized:
+	case NoBody:
+		return nil, 0, true, true
+	case UntilClose:
+		return p, len(p), false, true
+	case Sized:
 		n = len(p)
 		if uint64(n) > b.left {
 			n = int(b.left)
 		}
 		b.left -= uint64(n)
-		return n, b.left == 0, true
+		return p[:n], n, b.left == 0, true
 	}
 	for n < len(p) {
 		if b.state == chunkData {
-			k := uint64(len(p) - n)
-			if k > b.left {
-				k = b.left
+			k := len(p) - n
+			if uint64(k) > b.left {
+				k = int(b.left)
 			}
-			n += int(k)
-			b.left -= k
+			content = p[n : n+k]
+			n += k
+			b.left -= uint64(k)
 			if b.left == 0 {
 				b.state = chunkDataCR
 			}
-			continue
+			return content, n, false, true
 		}
 		c := p[n]
 		n++
 		if done, ok = b.step(c); done || !ok {
-			return n, done, ok
+			return nil, n, done, ok
 		}
 	}
-	return n, false, true
+	return nil, n, false, true
 }
 
 // step takes one byte that is not chunk data (RFC 9112 7.1).
-func (b *body) step(c byte) (done, ok bool) {
+func (b *Body) step(c byte) (done, ok bool) {
 	b.line++
 	if b.line > maxChunkLine {
 		return false, false
 	}
 	switch b.state {
 	case chunkSize:
-		v := hexValue(c)
+		v := HexValue(c)
 		switch {
 		case v >= 0:
 			if b.left > math.MaxUint64>>5 || b.digits > 16 {
@@ -138,7 +157,8 @@ func (b *body) step(c byte) (done, ok bool) {
 	return c == '\n', c == '\n' // trailerFinalLF
 }
 
-func hexValue(c byte) int {
+// HexValue returns the value of a hexadecimal digit, or -1.
+func HexValue(c byte) int {
 	switch {
 	case c >= '0' && c <= '9':
 		return int(c - '0')

@@ -2,7 +2,7 @@
 
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
  *
- * Penstock's XDP program: parse, find the flow, or let the rules decide on a new one, then to the AF_XDP socket of this queue,
+ * Penstock's XDP program: parse, gate, find the flow, or let the rules decide on a new one, then to the AF_XDP socket of this queue,
  * to the peer port, to the kernel, or nowhere. README.md has the maps, reasons and options. */
 
 #include "include/parse.h"
@@ -11,6 +11,7 @@
 #include "include/exit.h"
 #include "include/listener.h"
 #include "include/event.h"
+#include "include/gate.h"
 #include "include/flow.h"
 #include "include/route.h"
 #include "include/rules.h"
@@ -225,10 +226,18 @@ int steer(struct xdp_md *ctx)
 {
 	struct packet p = {};
 	struct route r; /* one for all ways through: the stack is small */
+	int parsed;
 
 	if (default_action == DEFAULT_ROUTE && is_injected(ctx))
 		return steer_exit(ctx, VERDICT_PASS, REASON_ROUTE_INJECTED);
-	switch (parse(ctx, &p)) {
+	parsed = parse(ctx, &p);
+	if (gate_open()) {
+		int reason = gate(ctx, &p, parsed);
+
+		if (reason != GATE_PASSED)
+			return gate_drop(ctx, reason);
+	}
+	switch (parsed) {
 	case PARSED_FLOW:
 		return steer_flow(ctx, &p, &r);
 	case PARSED_FRAGMENT:

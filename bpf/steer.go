@@ -1,8 +1,10 @@
 package bpf
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"sync"
@@ -96,6 +98,10 @@ type Options struct {
 	// DefaultMaxRewrites, or MaxFlows if that is less. 256 bytes each are taken at load.
 	MaxRewrites uint32
 
+	// GateEntries is how many prefixes of each IP version the gate has room for (0: DefaultGateEntries), and GateSources of how many
+	// sources at once it keeps the rates (0: DefaultGateSources). 35 MB are taken whatever the number.
+	GateEntries, GateSources uint32
+
 	// PinRoot is a folder on a bpffs (EnsureBPFFS) below which maps and links are pinned, so that the wire stays connected
 	// when this process dies, and the next instance of the name can take over. "": nothing is pinned.
 	PinRoot string
@@ -125,6 +131,9 @@ type Steerer struct {
 
 	router router
 	table  table
+
+	gateMaps map[string]*ebpf.Map
+	gate     gate
 }
 
 // Load checks o and loads one program for each port; nothing is attached yet, no packet touched, and nothing pinned. If an instance
@@ -184,6 +193,9 @@ func (o *Options) check() error {
 	if o.Silence < 0 {
 		return fmt.Errorf("want a silence of 0 or more, got %v", o.Silence)
 	}
+	if o.GateEntries > 1<<24 || o.GateSources > 1<<24 {
+		return fmt.Errorf("want at most %d entries and sources of the gate, got %d and %d", 1<<24, o.GateEntries, o.GateSources)
+	}
 	if o.MaxFlows > 1<<24 {
 		return fmt.Errorf("want at most %d flows, got %d", 1<<24, o.MaxFlows)
 	}
@@ -225,6 +237,9 @@ func (s *Steerer) load() error {
 		spec.Maps["beats"].MaxEntries = n * MaxQueues
 		spec.Maps["peers"].MaxEntries = n
 		spec.Maps["counters"].MaxEntries = n * counterSlots
+		spec.Maps["gate_list4"].MaxEntries = cmp.Or(s.opts.GateEntries, DefaultGateEntries)
+		spec.Maps["gate_list6"].MaxEntries = cmp.Or(s.opts.GateEntries, DefaultGateEntries)
+		spec.Maps["gate_sources"].MaxEntries = gateSets(cmp.Or(s.opts.GateSources, DefaultGateSources))
 		for name, v := range map[string]any{
 			"port_id":        uint32(i),
 			"default_action": uint32(s.opts.Default),
@@ -270,6 +285,10 @@ func (s *Steerer) load() error {
 		if s.beatMemory, err = s.beats.Memory(); err != nil {
 			return fmt.Errorf("map memory of heartbeats: %w", err)
 		}
+		s.gateMaps = gateMaps(&obj.steerMaps)
+		if err := s.gate.open(&obj.steerMaps); err != nil {
+			return err
+		}
 		if err := s.table.open(&obj.steerMaps, &obj.tablePrograms, s.opts.MaxRewrites); err != nil {
 			return err
 		}
@@ -292,13 +311,15 @@ func (s *Steerer) load() error {
 
 // maps returns the maps by their names in the object; nil ones if loading did not come so far.
 func (s *Steerer) maps() map[string]*ebpf.Map {
-	return map[string]*ebpf.Map{
+	all := map[string]*ebpf.Map{
 		"flows": s.flows, "fragments": s.frags, "rules": s.rules, "rules_active": s.rulesActive,
 		"sockets": s.sockets, "beats": s.beats, "peers": s.peers, "counters": s.counters,
 		"port_macs": s.router.macs, "hops": s.router.hops, "route_answers": s.router.answers,
 		"rewrites": s.table.rewrites, "offload_jobs": s.table.offloadJobs, "end_jobs": s.table.endJobs,
 		"events": s.events, "event_states": s.eventStates,
 	}
+	maps.Copy(all, s.gateMaps)
+	return all
 }
 
 // SetRules replaces the rules: a packet is judged by the old list or by the new one. Flows that belong to a chain stay with it.

@@ -113,6 +113,65 @@ type steerFragmentKey struct {
 	Vlan   [2]uint16
 }
 
+type steerGateEntry struct {
+	_       structs.HostLayout
+	Expires uint64
+	Hits    uint64
+	Born    uint64
+	Dead    uint64
+}
+
+type steerGateKey4 struct {
+	_    structs.HostLayout
+	Addr uint32
+	Len  uint8
+	List uint8
+	Pad  uint16
+}
+
+type steerGateKey6 struct {
+	_    structs.HostLayout
+	Addr [4]uint32
+	Len  uint8
+	List uint8
+	Pad  uint16
+}
+
+type steerGateLengths struct {
+	_    structs.HostLayout
+	List [2]uint64
+}
+
+type steerGateSet struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Pad uint32
+	Way [4]struct {
+		_     structs.HostLayout
+		Tag   uint64
+		Clock [3]uint64
+	}
+}
+
+type steerGateSettings struct {
+	_       structs.HostLayout
+	Flags   uint32
+	Groups6 uint32
+	Seed    uint64
+	Short6  steerGateLengths
+	Rate    [3]struct {
+		_     structs.HostLayout
+		Cost  uint64
+		Burst uint64
+	}
+	Mask6 [4]uint32
+	Mask4 uint32
+	Sets  uint32
+}
+
 type steerHop struct {
 	_    structs.HostLayout
 	Used uint64
@@ -219,16 +278,26 @@ const (
 	steerReasonREASON_TINY_FRAGMENT        steerReason = 29
 	steerReasonREASON_TCP_OFFSET           steerReason = 30
 	steerReasonREASON_UDP_LENGTH           steerReason = 31
-	steerReasonREASON_ROUTE_FRAME          steerReason = 32
-	steerReasonREASON_ROUTE_TTL            steerReason = 33
-	steerReasonREASON_ROUTE_TOO_BIG        steerReason = 34
-	steerReasonREASON_ROUTE_NONE           steerReason = 35
-	steerReasonREASON_ROUTE_DISABLED       steerReason = 36
-	steerReasonREASON_ROUTE_NO_NEIGHBOR    steerReason = 37
-	steerReasonREASON_ROUTE_OFF_PORT       steerReason = 38
-	steerReasonREASON_ROUTE_BY_KERNEL      steerReason = 39
-	steerReasonREASON_ROUTE_INJECTED       steerReason = 40
-	steerReasonREASON_COUNT                steerReason = 41
+	steerReasonREASON_GATE_DENIED          steerReason = 32
+	steerReasonREASON_GATE_RATE_PACKETS    steerReason = 33
+	steerReasonREASON_GATE_RATE_BYTES      steerReason = 34
+	steerReasonREASON_GATE_RATE_SYNS       steerReason = 35
+	steerReasonREASON_GATE_LAND            steerReason = 36
+	steerReasonREASON_GATE_TCP_FLAGS       steerReason = 37
+	steerReasonREASON_GATE_SOURCE          steerReason = 38
+	steerReasonREASON_GATE_TINY_FRAGMENT   steerReason = 39
+	steerReasonREASON_GATE_LENGTH          steerReason = 40
+	steerReasonREASON_GATE_IP_OPTIONS      steerReason = 41
+	steerReasonREASON_ROUTE_FRAME          steerReason = 42
+	steerReasonREASON_ROUTE_TTL            steerReason = 43
+	steerReasonREASON_ROUTE_TOO_BIG        steerReason = 44
+	steerReasonREASON_ROUTE_NONE           steerReason = 45
+	steerReasonREASON_ROUTE_DISABLED       steerReason = 46
+	steerReasonREASON_ROUTE_NO_NEIGHBOR    steerReason = 47
+	steerReasonREASON_ROUTE_OFF_PORT       steerReason = 48
+	steerReasonREASON_ROUTE_BY_KERNEL      steerReason = 49
+	steerReasonREASON_ROUTE_INJECTED       steerReason = 50
+	steerReasonREASON_COUNT                steerReason = 51
 )
 
 type steerRewrite struct {
@@ -324,6 +393,14 @@ const (
 	steerMapEvents         = "events"
 	steerMapFlows          = "flows"
 	steerMapFragments      = "fragments"
+	steerMapGateCodes      = "gate_codes"
+	steerMapGateDir4       = "gate_dir4"
+	steerMapGateEpoch      = "gate_epoch"
+	steerMapGateList4      = "gate_list4"
+	steerMapGateList6      = "gate_list6"
+	steerMapGateOptions    = "gate_options"
+	steerMapGateSlots6     = "gate_slots6"
+	steerMapGateSources    = "gate_sources"
 	steerMapHops           = "hops"
 	steerMapOffloadJobs    = "offload_jobs"
 	steerMapPeers          = "peers"
@@ -412,6 +489,14 @@ type steerMapSpecs struct {
 	Events       *ebpf.MapSpec `ebpf:"events"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
+	GateCodes    *ebpf.MapSpec `ebpf:"gate_codes"`
+	GateDir4     *ebpf.MapSpec `ebpf:"gate_dir4"`
+	GateEpoch    *ebpf.MapSpec `ebpf:"gate_epoch"`
+	GateList4    *ebpf.MapSpec `ebpf:"gate_list4"`
+	GateList6    *ebpf.MapSpec `ebpf:"gate_list6"`
+	GateOptions  *ebpf.MapSpec `ebpf:"gate_options"`
+	GateSlots6   *ebpf.MapSpec `ebpf:"gate_slots6"`
+	GateSources  *ebpf.MapSpec `ebpf:"gate_sources"`
 	Hops         *ebpf.MapSpec `ebpf:"hops"`
 	OffloadJobs  *ebpf.MapSpec `ebpf:"offload_jobs"`
 	Peers        *ebpf.MapSpec `ebpf:"peers"`
@@ -466,6 +551,14 @@ type steerMaps struct {
 	Events       *ebpf.Map `ebpf:"events"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
+	GateCodes    *ebpf.Map `ebpf:"gate_codes"`
+	GateDir4     *ebpf.Map `ebpf:"gate_dir4"`
+	GateEpoch    *ebpf.Map `ebpf:"gate_epoch"`
+	GateList4    *ebpf.Map `ebpf:"gate_list4"`
+	GateList6    *ebpf.Map `ebpf:"gate_list6"`
+	GateOptions  *ebpf.Map `ebpf:"gate_options"`
+	GateSlots6   *ebpf.Map `ebpf:"gate_slots6"`
+	GateSources  *ebpf.Map `ebpf:"gate_sources"`
 	Hops         *ebpf.Map `ebpf:"hops"`
 	OffloadJobs  *ebpf.Map `ebpf:"offload_jobs"`
 	Peers        *ebpf.Map `ebpf:"peers"`
@@ -486,6 +579,14 @@ func (m *steerMaps) Close() error {
 		m.Events,
 		m.Flows,
 		m.Fragments,
+		m.GateCodes,
+		m.GateDir4,
+		m.GateEpoch,
+		m.GateList4,
+		m.GateList6,
+		m.GateOptions,
+		m.GateSlots6,
+		m.GateSources,
 		m.Hops,
 		m.OffloadJobs,
 		m.Peers,

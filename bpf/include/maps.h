@@ -147,4 +147,75 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 } end_jobs SEC(".maps");
 
+/* The gate's maps. Go writes all but hits and gate_sources; how they hang together is in gate.h. */
+
+/* How many times the gate has changed. Its lowest bit says which gate_settings count. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_RDONLY_PROG);
+} gate_epoch SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct gate_settings);
+	__uint(max_entries, 2);
+	__uint(map_flags, BPF_F_RDONLY_PROG);
+} gate_options SEC(".maps");
+
+/* The lists. XDP adds nothing, so that nothing is allocated there. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct gate_key4);
+	__type(value, struct gate_entry);
+	__uint(max_entries, 262144);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} gate_list4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct gate_key6);
+	__type(value, struct gate_entry);
+	__uint(max_entries, 262144);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} gate_list6 SEC(".maps");
+
+/* For each IPv4 /24 its code in gate_codes, of two bytes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__uint(value_size, 2 * GATE_DIR4_ROW);
+	__uint(max_entries, (1 << 24) / GATE_DIR4_ROW);
+	__uint(map_flags, BPF_F_MMAPABLE);
+} gate_dir4 SEC(".maps");
+
+/* Which lengths are to be tried for a code. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct gate_lengths);
+	__uint(max_entries, GATE_CODES);
+	__uint(map_flags, BPF_F_RDONLY_PROG);
+} gate_codes SEC(".maps");
+
+/* Which lengths of a group are to be tried for an IPv6 address, by a hash of as many bits as the group's shortest prefix has. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct gate_lengths);
+	__uint(max_entries, 1 << GATE_SLOT_BITS6);
+	__uint(map_flags, BPF_F_RDONLY_PROG);
+} gate_slots6 SEC(".maps");
+
+/* What sources have used of their rates. XDP reads and writes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct gate_set);
+	__uint(max_entries, 16384);
+} gate_sources SEC(".maps");
+
 #endif

@@ -31,7 +31,10 @@ struct packet {
 	struct flow_key key;
 	__be32 fragment_id;
 	__u16 reason;  /* enum reason */
-	__u8 fragment; /* 1: first of several fragments */
+	__u8 fragment : 1; /* first of several fragments */
+	__u8 options : 1;  /* IPv4 options, IPv6 hop-by-hop options or routing header */
+	__u8 quotes : 1;   /* key is that of a packet that an ICMP error quotes */
+	__u8 tags : 2;     /* VLAN tags before the IP header */
 	__u8 tcp_flags;
 	__u32 at;  /* transport header behind IPv6 extension headers: offset, */
 	__u32 len; /* and bytes of the IP packet from there on */
@@ -139,6 +142,8 @@ __noinline int parse_extensions(struct xdp_md *ctx, struct packet *p, __u32 at, 
 			size = ((__u32)x->length + 1) * 8;
 		if (next == PROTO_HOPOPTS && i) /* RFC 8200, 4.1 */
 			break;
+		if ((next == PROTO_HOPOPTS || next == PROTO_ROUTING) && !p->quotes)
+			p->options = 1;
 		if (next == PROTO_ROUTING && x->segments_left) {
 			if (!x->kind) /* type 0: RFC 5095 */
 				break;
@@ -187,6 +192,7 @@ __noinline int parse_quote(struct xdp_md *ctx, struct packet *p, __u32 at)
 	if (!p)
 		return PARSED_BAD;
 	k = &p->key;
+	p->quotes = 1;
 	p->fragment = 0;
 	p->reason = REASON_ICMP_ERROR_UNKNOWN;
 	if (k->family == 4) {
@@ -315,6 +321,7 @@ static __always_inline int parse_ip4(struct xdp_md *ctx, struct packet *p, __u32
 	if (len < size || (void *)ip + len > c.end)
 		return bad(p, REASON_IP_LENGTH);
 	len -= size;
+	p->options = size > sizeof(*ip);
 	k->family = 4;
 	k->src[0] = ip->src;
 	k->dst[0] = ip->dst;
@@ -384,6 +391,7 @@ __noinline int parse(struct xdp_md *ctx, struct packet *p)
 		if (!tag)
 			return bad(p, REASON_TRUNCATED);
 		at += sizeof(*tag);
+		p->tags++;
 		p->key.vlan[i] = bpf_ntohs(tag->tci) & 0xfff;
 		ethertype = tag->next;
 	}

@@ -44,6 +44,17 @@
 	X(TINY_FRAGMENT)    /* a fragment cut so that the transport header is split (RFC 1858, RFC 7112) */                                \
 	X(TCP_OFFSET)       /* TCP data offset below 20 bytes or beyond the segment */                                                     \
 	X(UDP_LENGTH)       /* UDP length below 8 bytes or beyond the IP packet */                                                         \
+	/* the gate: drop */                                                                                                               \
+	X(GATE_DENIED) /* the source is on the deny list */                                                                                \
+	X(GATE_RATE_PACKETS) /* the source is over its rate of packets */                                                                  \
+	X(GATE_RATE_BYTES) /* the source is over its rate of bytes */                                                                      \
+	X(GATE_RATE_SYNS) /* the source is over its rate of TCP SYNs */                                                                    \
+	X(GATE_LAND) /* source and destination address are the same */                                                                     \
+	X(GATE_TCP_FLAGS) /* TCP flags that no stack sends together */                                                                     \
+	X(GATE_SOURCE) /* the source is a multicast or the broadcast address */                                                            \
+	X(GATE_TINY_FRAGMENT) /* as tiny_fragment, screened */                                                                             \
+	X(GATE_LENGTH) /* a length that contradicts the packet, screened */                                                                \
+	X(GATE_IP_OPTIONS) /* IPv4 options, IPv6 hop-by-hop options or routing header */                                                   \
 	/* router mode: what becomes of packets that are steered or offloaded, where the program does not route them itself */             \
 	X(ROUTE_FRAME)       /* pass: not addressed to the port, or with a VLAN tag */                                                     \
 	X(ROUTE_TTL)         /* pass: TTL or hop limit used up; the kernel says time exceeded */                                           \

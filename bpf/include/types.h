@@ -2,6 +2,7 @@
 #ifndef PENSTOCK_TYPES_H
 #define PENSTOCK_TYPES_H
 
+#include <linux/bpf.h>
 #include <linux/types.h>
 
 /* What the program and Go share: fixed widths, padding written out, sizes asserted. The Go side is
@@ -355,5 +356,97 @@ struct route_answer {
 	__u32 pad;
 };
 _Static_assert(sizeof(struct route_answer) == 40, "route_answer has no hidden padding");
+
+/* The gate: gate.h. */
+
+enum gate_limit {
+	GATE_DIR4_ROW = 32,      /* codes in a value of gate_dir4, one for each /24 */
+	GATE_CODES = 1 << 16,
+	GATE_SLOT_BITS6 = 18,    /* of gate_slots6 */
+	GATE_WAYS = 4,           /* sources in a set of gate_sources */
+	GATE_RATE_UNIT = 16,     /* times of the rates are in 1/16 ns */
+};
+
+/* gate_settings.flags */
+enum gate_flag {
+	GATE_LIST4 = 1 << 0, /* there is an entry for IPv4 */
+	GATE_LIST6 = 1 << 1,
+	GATE_RATE_PACKETS = 1 << 2,
+	GATE_RATE_BYTES = 1 << 3,
+	GATE_RATE_SYNS = 1 << 4,
+	GATE_RATES = GATE_RATE_PACKETS | GATE_RATE_BYTES | GATE_RATE_SYNS,
+	GATE_SCREEN_LAND = 1 << 5,
+	GATE_SCREEN_FLAGS = 1 << 6,
+	GATE_SCREEN_SOURCE = 1 << 7,
+	GATE_SCREEN_FRAGMENTS = 1 << 8,
+	GATE_SCREEN_LENGTHS = 1 << 9,
+	GATE_SCREEN_OPTIONS = 1 << 10,
+	GATE_SCREENS = 0x3f << 5,
+};
+
+enum gate_list { GATE_DENY, GATE_ALLOW };
+
+/* A prefix of one of the lists; bits beyond len are zero. */
+struct gate_key4 {
+	__be32 addr;
+	__u8 len;
+	__u8 list; /* enum gate_list */
+	__u16 pad;
+};
+_Static_assert(sizeof(struct gate_key4) == 8, "gate_key4 has no hidden padding");
+
+struct gate_key6 {
+	__be32 addr[4];
+	__u8 len;
+	__u8 list;
+	__u16 pad;
+};
+_Static_assert(sizeof(struct gate_key6) == 20, "gate_key6 has no hidden padding");
+
+/* Counts in epochs born <= epoch, and < dead if that is not 0. */
+struct gate_entry {
+	__u64 expires; /* ns, CLOCK_MONOTONIC; 0: never */
+	__u64 hits;    /* packets; by XDP */
+	__u64 born;
+	__u64 dead;
+};
+_Static_assert(sizeof(struct gate_entry) == 32, "gate_entry has no hidden padding");
+
+/* Sets of prefix lengths, by list: bit n is length n. What they are for is in gate.h. */
+struct gate_lengths {
+	__u64 list[2];
+};
+
+/* A token bucket as a virtual clock: units * cost >> 16 is how far the clock moves, in 1/16 ns; burst is how far it may run ahead. */
+struct gate_rate {
+	__u64 cost;
+	__u64 burst;
+};
+
+enum gate_bucket { GATE_PACKETS, GATE_BYTES, GATE_SYNS, GATE_BUCKETS };
+
+struct gate_settings {
+	__u32 flags;   /* enum gate_flag */
+	__u32 groups6; /* bit 0: lengths 16 to 31, 1: 32 to 47, 2: 48 to 63, 3: 64 to 127, 4: 128 */
+	__u64 seed;    /* of the hash of sources */
+	struct gate_lengths short6; /* lengths 0 to 15 */
+	struct gate_rate rate[GATE_BUCKETS];
+	__be32 mask6[4]; /* what of an address is a source, for the rates */
+	__be32 mask4;
+	__u32 sets; /* of gate_sources, less 1 */
+};
+_Static_assert(sizeof(struct gate_settings) == 104, "gate_settings has no hidden padding");
+
+struct gate_source {
+	__u64 tag;                 /* hash of the source */
+	__u64 clock[GATE_BUCKETS]; /* 1/16 ns, CLOCK_MONOTONIC (coarse); not ahead of the time: a full bucket */
+};
+
+struct gate_set {
+	struct bpf_spin_lock lock;
+	__u32 pad;
+	struct gate_source way[GATE_WAYS];
+};
+_Static_assert(sizeof(struct gate_set) == 136, "gate_set has no hidden padding");
 
 #endif

@@ -109,12 +109,19 @@ func (x *gateIndex) ref(at uint64, bit int, list GateList, by int32) bool {
 
 // code sets or clears a length in the codes of n /24s.
 func (x *gateIndex) code(at uint32, n int, list GateList, length int, on bool) {
+	if n == 1 {
+		b := x.buf[:2]
+		_, _ = x.dir.ReadAt(b, 2*int64(at)) // in bounds: a /24 has 24 bits
+		binary.NativeEndian.PutUint16(b, x.changed(binary.NativeEndian.Uint16(b), list, length, on))
+		_, _ = x.dir.WriteAt(b, 2*int64(at))
+		return
+	}
 	known := map[uint16]uint16{}
 	var from, to uint16
 	look := true
 	for n > 0 {
 		b := x.buf[:min(2*n, len(x.buf))]
-		_, _ = x.dir.ReadAt(b, 2*int64(at)) // in bounds: a /24 has 24 bits
+		_, _ = x.dir.ReadAt(b, 2*int64(at))
 		for i := 0; i < len(b); i += 2 {
 			if c := binary.NativeEndian.Uint16(b[i:]); c != from || look {
 				look = false

@@ -13,6 +13,7 @@ import (
 	"penstock/bpf"
 	"penstock/internal/config"
 	"penstock/internal/control"
+	"penstock/internal/gate"
 	"penstock/internal/record"
 	"penstock/pipeline"
 	"penstock/pipeline/afxdp"
@@ -37,6 +38,8 @@ type appliance struct {
 	wires   [][]pipeline.Port // the same, behind their faults where a rehearsal has some
 	waiters []*afxdp.Waiter
 	workers []*pipeline.Worker
+	table   *gateTable
+	gate    *gate.Gate
 	record  *record.Recorder
 	server  *control.Server
 
@@ -66,7 +69,7 @@ func startAppliance(cfg *config.Config, log *slog.Logger) (a *appliance, err err
 		return a, errors.New("root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK, are needed to attach XDP; run it with sudo")
 	}
 	for _, step := range []func() error{
-		a.findInterfaces, a.openRecorder, a.loadXDP, a.takePlace, a.openQueues, a.buildWorkers, a.startWorkers, a.attach, a.serve,
+		a.findInterfaces, a.openRecorder, a.loadXDP, a.takePlace, a.openGate, a.openQueues, a.buildWorkers, a.startWorkers, a.attach, a.serve,
 	} {
 		if err := step(); err != nil {
 			return a, err
@@ -294,6 +297,11 @@ func (a *appliance) startWorkers() error {
 		defer a.running.Done()
 		a.expireFlows(ctx)
 	}()
+	a.running.Add(1)
+	go func() {
+		defer a.running.Done()
+		a.sweepGate(ctx)
+	}()
 	return nil
 }
 
@@ -393,6 +401,9 @@ func (a *appliance) close(detach bool) error {
 	}
 	if a.memory != nil {
 		errs = append(errs, a.memory.Close())
+	}
+	if a.gate != nil {
+		errs = append(errs, a.gate.Close())
 	}
 	if a.record != nil {
 		errs = append(errs, a.record.Close())

@@ -30,6 +30,7 @@ func commands() []command {
 		{"stages", "[KIND]", "list the stages, or print the manual of one", stagesCommand},
 		{"status", "[--control PATH] [--json]", "what a running appliance does", statusCommand},
 		{"flows", flowsArgs, "the live flows of a running appliance", flowsCommand},
+		{"deny", denyArgs, "deny sources in XDP on a running appliance, for a time or for good", denyCommand},
 		{"detach", "FILE", "remove what an appliance that has gone left attached (on_exit = \"open\")", detachCommand},
 		{"version", "", "print the version", versionCommand},
 	}

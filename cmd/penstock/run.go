@@ -63,6 +63,9 @@ func runCommand(args []string) error {
 				if err := a.record.Reopen(); err != nil {
 					log.Error("records are not reopened", "err", err)
 				}
+				if err := a.reloadGate(); err != nil {
+					log.Error("gate is not reloaded: it stays as it was", "err", err)
+				}
 				continue
 			}
 			return a.shutdown(sig.String(), cfg.Appliance.OnExit == config.OnExitOpen, signals)

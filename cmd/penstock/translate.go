@@ -29,7 +29,8 @@ func steerOptions(cfg *config.Config) bpf.Options {
 	a := cfg.Appliance
 	o := bpf.Options{
 		Name: a.Name, MaxFlows: uint32(a.MaxFlows), Midstream: midstreams[a.Midstream], Malformed: malformed[a.Malformed], OnExit: onExits[a.OnExit],
-		Silence: time.Duration(a.Heartbeat),
+		Silence:     time.Duration(a.Heartbeat),
+		GateEntries: uint32(cfg.Gate.MaxEntries), GateSources: uint32(cfg.Gate.MaxSources),
 	}
 	o.PinRoot, o.LinksLate = a.Pins, a.OnExit != config.OnExitOpen
 	for _, p := range cfg.Ports {

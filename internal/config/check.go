@@ -34,6 +34,8 @@ type checker struct {
 	config *Config
 	doc    document
 	warn   report
+
+	elsewhere Problems // in files that the configuration names
 }
 
 func (c *checker) check() {
@@ -43,9 +45,10 @@ func (c *checker) check() {
 			name = s
 		}
 	}
-	c.doc.Appliance = defaultAppliance(name)
+	c.doc.Appliance, c.doc.Gate = defaultAppliance(name), defaultGate(name)
 	c.value("", c.root, reflect.ValueOf(&c.doc).Elem(), "")
 	c.appliance()
+	c.gate()
 	c.ports()
 	c.chains()
 	c.steers()

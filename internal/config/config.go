@@ -25,6 +25,7 @@ import (
 type Config struct {
 	File      string
 	Appliance Appliance
+	Gate      Gate
 	Ports     []Port
 	Steer     []Steer
 	Chains    []Chain
@@ -191,8 +192,8 @@ func Parse(name string, src []byte, reg *pipeline.Registry) (*Config, Problems) 
 	c := &checker{decoder: d, reg: reg, config: &Config{File: name}}
 	c.warn = report{file: name, ix: d.ix, root: root, bad: map[string]bool{}}
 	c.check()
-	if len(d.problems) > 0 {
-		return nil, d.sorted()
+	if len(d.problems)+len(c.elsewhere) > 0 {
+		return nil, append(d.sorted(), c.elsewhere...)
 	}
 	c.warnings()
 	c.config.Warnings = c.warn.sorted()

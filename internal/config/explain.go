@@ -17,6 +17,7 @@ func (c *Config) Explain(w io.Writer) {
 	var b strings.Builder
 	c.explainAppliance(&b)
 	c.explainPorts(&b)
+	c.explainGate(&b)
 	c.explainSteer(&b)
 	for i := range c.Chains {
 		c.explainChain(&b, pipeline.ChainID(i))

@@ -39,7 +39,7 @@ type stageHead struct {
 // Tables describes all tables, in the order in which a file has them. It reads
 // the types that files are decoded into, so it cannot differ from them.
 func Tables() []Table {
-	doc := document{Appliance: defaultAppliance("penstock")}
+	doc := document{Appliance: defaultAppliance("penstock"), Gate: defaultGate("penstock")}
 	var tables []Table
 	v := reflect.ValueOf(&doc).Elem()
 	for _, f := range fieldsOf(v.Type(), nil) {
@@ -117,6 +117,9 @@ func typeName(tag reflect.StructTag, v reflect.Value) string {
 
 // literal writes a default as TOML; "" for what is absent by default.
 func literal(v reflect.Value) string {
+	if v.Kind() == reflect.Pointer {
+		return "" // not set
+	}
 	if m, ok := v.Interface().(encoding.TextMarshaler); ok {
 		text, err := m.MarshalText()
 		if err != nil {

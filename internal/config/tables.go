@@ -9,6 +9,7 @@ import (
 // the one source for the keys there are: Keys reads them too.
 type document struct {
 	Appliance Appliance     `toml:"appliance" help:"the appliance as a whole"`
+	Gate      gateTable     `toml:"gate" help:"what XDP drops before anything else"`
 	Port      []portTable   `toml:"port" help:"a network interface; bridge mode has two of them"`
 	Steer     []steerTable  `toml:"steer" help:"a rule that says where a flow goes; in order, the first match wins, replies follow their flow"`
 	Chain     []chainTable  `toml:"chain" help:"an ordered list of stages; one without stages forwards everything"`
@@ -62,4 +63,4 @@ type recordTable struct {
 func (t *recordTable) setDefaults() { *t = recordTable{Events: []string{"all"}} }
 
 // known are the tables of a document.
-var known = map[string]bool{"appliance": true, "port": true, "steer": true, "chain": true, "record": true}
+var known = map[string]bool{"appliance": true, "gate": true, "port": true, "steer": true, "chain": true, "record": true}

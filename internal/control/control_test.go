@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -20,6 +21,7 @@ import (
 
 // source is an appliance that stands still.
 type source struct {
+	denied    []DenyAdd
 	s         Status
 	flows     []Flow
 	err       error
@@ -28,6 +30,25 @@ type source struct {
 
 func (s *source) Status() Status         { return s.s }
 func (s *source) Flows() ([]Flow, error) { return s.flows, s.err }
+
+func (s *source) DenyAdd(a DenyAdd) (int, error) {
+	s.denied = append(s.denied, a)
+	return len(a.Prefixes), s.err
+}
+
+func (s *source) DenyDel(prefixes []netip.Prefix) error {
+	s.denied = nil
+	return s.err
+}
+
+func (s *source) DenyList() (list []Deny, err error) {
+	for _, a := range s.denied {
+		for _, p := range a.Prefixes {
+			list = append(list, Deny{Prefix: p, Origin: "runtime", ExpiresSeconds: a.ForSeconds, Why: a.Why})
+		}
+	}
+	return list, s.err
+}
 
 func (s *source) Handover() (time.Duration, error) {
 	s.handovers++
@@ -196,5 +217,29 @@ func TestHandover(t *testing.T) {
 	src.err = errors.New("not now")
 	if _, err := NewClient(path).Handover(); err == nil || !strings.Contains(err.Error(), "not now") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestDeny(t *testing.T) {
+	src := example()
+	path, _ := serve(t, src)
+	c := NewClient(path)
+	want := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")}
+	if n, err := c.DenyAdd(DenyAdd{Prefixes: want, ForSeconds: 60, Why: "scan"}); n != 2 || err != nil {
+		t.Fatal(n, err)
+	}
+	list, err := c.DenyList()
+	if err != nil || len(list) != 2 || list[1] != (Deny{Prefix: want[1], Origin: "runtime", ExpiresSeconds: 60, Why: "scan"}) {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if err := c.DenyDel(want); err != nil {
+		t.Error(err)
+	}
+	if list, err := c.DenyList(); err != nil || len(list) != 0 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	src.err = io.ErrUnexpectedEOF
+	if _, err := c.DenyAdd(DenyAdd{Prefixes: want}); err == nil || !strings.Contains(err.Error(), "unexpected EOF") {
+		t.Errorf("an error of the appliance arrives as %v", err)
 	}
 }

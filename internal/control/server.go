@@ -126,6 +126,7 @@ func apiHandler(src Source) http.Handler {
 		wait, err := src.Handover()
 		reply(w, handover{wait.Seconds()}, err)
 	})
+	denyHandlers(mux, src)
 	return mux
 }
 
@@ -173,14 +174,14 @@ func (c *Client) Flows() (f []Flow, err error) { return f, c.get("/v1/flows", &f
 // returns at once; the answer is how long draining may take.
 func (c *Client) Handover() (time.Duration, error) {
 	var h handover
-	err := c.do(http.MethodPost, "/v1/handover", &h)
+	err := c.do(http.MethodPost, "/v1/handover", nil, &h)
 	return time.Duration(h.Seconds * float64(time.Second)), err
 }
 
-func (c *Client) get(url string, v any) error { return c.do(http.MethodGet, url, v) }
+func (c *Client) get(url string, v any) error { return c.do(http.MethodGet, url, nil, v) }
 
-func (c *Client) do(method, url string, v any) error {
-	req, err := http.NewRequest(method, "http://penstock"+url, nil)
+func (c *Client) do(method, url string, in io.Reader, v any) error {
+	req, err := http.NewRequest(method, "http://penstock"+url, in)
 	if err != nil {
 		return err
 	}

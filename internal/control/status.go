@@ -7,6 +7,7 @@
 package control
 
 import (
+	"net/netip"
 	"time"
 
 	"penstock/pipeline"
@@ -112,6 +113,23 @@ type Flow struct {
 	Bytes      uint64  `json:"bytes"`
 }
 
+// DenyAdd asks for prefixes to be denied.
+type DenyAdd struct {
+	Prefixes   []netip.Prefix `json:"prefixes"`
+	ForSeconds float64        `json:"for_seconds,omitempty"` // 0: for good
+	Why        string         `json:"why,omitempty"`
+}
+
+// Deny is an entry of the gate's deny list.
+type Deny struct {
+	Prefix         netip.Prefix `json:"prefix"`
+	Origin         string       `json:"origin"`                    // "config" or "runtime"
+	ExpiresSeconds float64      `json:"expires_seconds,omitempty"` // from now; 0: never
+	Hits           uint64       `json:"hits"`                      // packets dropped
+	Why            string       `json:"why,omitempty"`
+	Added          time.Time    `json:"added,omitzero"`
+}
+
 // Source is the appliance.
 type Source interface {
 	Status() Status
@@ -119,4 +137,8 @@ type Source interface {
 	// Handover makes the appliance drain, leave XDP attached and end; it
 	// returns at once, with how long draining may take.
 	Handover() (time.Duration, error)
+	// DenyAdd denies prefixes, all or none, and returns how many were new.
+	DenyAdd(DenyAdd) (int, error)
+	DenyDel(prefixes []netip.Prefix) error
+	DenyList() ([]Deny, error)
 }

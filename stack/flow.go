@@ -4,6 +4,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -108,6 +109,7 @@ type leg struct {
 	written uint32 // bytes the relay gave to netstack, modulo 2^32
 
 	gro      *nstack.PacketBuffer // segments to be given to netstack together
+	groTail  *buffer.View         // payload that is still to be appended to gro
 	groNext  uint32               // sequence number that would continue them
 	groBytes int
 	held     outgoing // a pure ACK that a later segment may replace; held.pkt nil: none
@@ -206,6 +208,7 @@ func (l *leg) abort(mute bool) {
 
 func (l *leg) dropGRO() {
 	if l.gro != nil {
+		l.appendTail()
 		l.gro.DecRef()
 		l.gro = nil
 	}

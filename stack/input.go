@@ -220,6 +220,10 @@ func (s *Stack) deliver(l *leg, p *pipeline.Packet, t wire.TCP) {
 // groMax bounds how many bytes are given to netstack as one segment.
 const groMax = 60 << 10
 
+// groView is how many bytes netstack's buffers for merged segments hold: one for
+// each segment would cost more than the copy into it.
+const groView = 16 << 10
+
 // append adds a segment to those that wait, if it continues them and says the
 // same otherwise.
 func (l *leg) append(t wire.TCP) bool {
@@ -231,16 +235,33 @@ func (l *leg) append(t wire.TCP) bool {
 		return false
 	}
 	have[13] |= t[13] & byte(wire.FlagPSH)
-	l.gro.Data().AppendView(buffer.NewViewWithData(body))
+	if l.groTail == nil || l.groTail.AvailableSize() < len(body) {
+		l.appendTail()
+		size := groView
+		if l.groBytes < groView/4 {
+			size = groView / 4 // a few segments are more common than many
+		}
+		l.groTail = buffer.NewView(max(size, len(body)))
+	}
+	l.groTail.Write(body) // it fits
 	l.groNext += uint32(len(body))
 	l.groBytes += len(body)
 	return true
+}
+
+// appendTail adds the bytes that wait in groTail to the segment.
+func (l *leg) appendTail() {
+	if l.groTail != nil {
+		l.gro.Data().AppendView(l.groTail)
+		l.groTail = nil
+	}
 }
 
 func (s *Stack) flushLeg(l *leg) {
 	if l.gro == nil {
 		return
 	}
+	l.appendTail()
 	pkt := l.gro
 	l.gro = nil
 	if l.ep != nil {

@@ -82,7 +82,8 @@ type rote struct {
 	ports  [2]*rotePort
 	conns  map[uint16]*roteConn // by the client's port
 	next   uint16
-	done   int
+	done   int  // answers, or connections if each has only one
+	reopen bool // a connection that is over is followed by another
 	over   bool // the ends do nothing any more
 }
 
@@ -101,7 +102,8 @@ type roteEnd struct {
 	stamp                 uint32 // the other's last TSval
 	window                uint32 // bytes that may be under way
 	scale                 uint8  // of the other's windows
-	closing, fin          bool
+	closing               bool
+	finSent, finGot       bool
 }
 
 // rotePort is a port whose other end is in the rote.
@@ -122,7 +124,7 @@ func newRote(b testing.TB, l load) *rote {
 	if err != nil {
 		b.Fatal(err)
 	}
-	r := &rote{b: b, load: l, conns: map[uint16]*roteConn{}, next: 10000}
+	r := &rote{b: b, load: l, conns: map[uint16]*roteConn{}, next: 10000, reopen: true}
 	infos := []pipeline.PortInfo{{ID: lan, Name: "lan", MTU: 1500}, {ID: wan, Name: "wan", MTU: 1500}}
 	ports := make([]pipeline.Port, 2)
 	for i := range ports {
@@ -223,6 +225,7 @@ func (c *roteConn) send(side int, flags wire.TCPFlags, n int) {
 	t.SetChecksum(0)
 	t.SetChecksum(wire.Checksum(t, wire.PseudoHeader(ip.Src(), ip.Dst(), wire.ProtoTCP, len(t))))
 	e.nxt += uint32(n)
+	e.finSent = e.finSent || flags&wire.FlagFIN != 0
 	if flags&(wire.FlagSYN|wire.FlagFIN) != 0 {
 		e.nxt++
 	}
@@ -272,15 +275,17 @@ func (c *roteConn) receive(side int, t wire.TCP) {
 			c.complete(side)
 		}
 	}
-	if flags&wire.FlagFIN != 0 && t.Seq()+uint32(len(t.Payload())) == e.rcv && !e.fin {
+	if flags&wire.FlagFIN != 0 && t.Seq()+uint32(len(t.Payload())) == e.rcv && !e.finGot {
 		e.rcv++
-		e.fin = true
-		if side == 0 {
-			c.send(0, wire.FlagFIN|wire.FlagACK, 0)
-		} else {
-			c.send(1, wire.FlagACK, 0)
-			delete(c.r.conns, c.port)
-			c.r.done++
+		e.finGot = true
+		if !e.finSent {
+			c.send(side, wire.FlagFIN|wire.FlagACK, 0)
+			return
+		}
+		c.send(side, wire.FlagACK, 0)
+		delete(c.r.conns, c.port)
+		c.r.done++
+		if c.r.reopen {
 			c.r.open()
 		}
 		return

@@ -20,3 +20,9 @@ func (s *Stack) Describe() (out []string) {
 	}
 	return out
 }
+
+// Endpoints returns how many endpoints netstack knows.
+func (s *Stack) Endpoints() int { return len(s.net.RegisteredEndpoints()) }
+
+// IdleShakers is how many goroutines may wait for handshakes.
+const IdleShakers = idleShakers

@@ -131,7 +131,9 @@ var (
 // NotifyEvent implements waiter.EventListener. Netstack calls it with the
 // endpoint locked, on any goroutine: it only says that the flow wants service.
 func (l *leg) NotifyEvent(mask waiter.EventMask) {
-	l.events.Or(uint32(mask))
+	if m := uint32(mask); l.events.Load()&m != m {
+		l.events.Or(m)
+	}
 	l.f.s.enqueue(l.f)
 }
 

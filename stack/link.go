@@ -2,7 +2,6 @@ package stack
 
 import (
 	"sync"
-	"sync/atomic"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -28,10 +27,11 @@ type link struct {
 	clock      *clock
 	dropped    *pipeline.Counter
 	dispatcher nstack.NetworkDispatcher
-	bytes      atomic.Int64 // taken packets count until they are released
+	released   int64 // bytes of packets that wait no longer and still count; the worker's own
 
 	mu    sync.Mutex
 	queue []outgoing // guarded by mu; holds a reference to each packet
+	bytes int64      // guarded by mu; taken packets count until they are released
 }
 
 // outgoing is a packet that netstack has sent.
@@ -62,14 +62,15 @@ func (l *link) WritePackets(pkts nstack.PacketBufferList) (int, tcpip.Error) {
 
 // send queues a packet, unless too much waits already.
 func (l *link) send(o outgoing) bool {
-	if l.bytes.Load() >= txQueueBytes {
+	o.seg, o.len = o.pkt.TransportHeader().Slice(), o.pkt.Data().Size()
+	l.mu.Lock()
+	if l.bytes >= txQueueBytes {
+		l.mu.Unlock()
 		l.dropped.Add(1)
 		return false
 	}
-	o.seg, o.len = o.pkt.TransportHeader().Slice(), o.pkt.Data().Size()
+	l.bytes += o.size()
 	o.pkt.IncRef()
-	l.bytes.Add(o.size())
-	l.mu.Lock()
 	l.queue = append(l.queue, o)
 	l.mu.Unlock()
 	if o.len > 0 {
@@ -91,16 +92,26 @@ func (l *link) take(spare []outgoing) []outgoing {
 	return q
 }
 
-// waiting reports whether something is queued.
+// queued returns how many bytes wait.
+func (l *link) queued() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.bytes - l.released
+}
+
+// waiting reports whether something is queued. It makes room for as much as was
+// released since the last call.
 func (l *link) waiting() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.bytes -= l.released
+	l.released = 0
 	return len(l.queue) > 0
 }
 
 // release drops the reference to a packet that was taken.
 func (l *link) release(o *outgoing) {
-	l.bytes.Add(-o.size())
+	l.released += o.size()
 	o.pkt.DecRef()
 	*o = outgoing{}
 }

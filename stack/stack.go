@@ -208,7 +208,8 @@ func usableMTU(env *pipeline.Env) (int, error) {
 // wake makes the worker take a turn, once for as many calls as come before it
 // does.
 func (s *Stack) wake() {
-	if !s.signalled.Swap(true) {
+	// To look is cheaper than to write.
+	if !s.signalled.Load() && !s.signalled.Swap(true) {
 		s.env.Wake()
 	}
 }
@@ -216,7 +217,7 @@ func (s *Stack) wake() {
 // enqueue lists a flow for service, unless it is listed already. Netstack's
 // goroutines call it too.
 func (s *Stack) enqueue(f *flow) {
-	if f.queued.Swap(true) {
+	if f.queued.Load() || f.queued.Swap(true) {
 		return
 	}
 	s.mu.Lock()
@@ -334,7 +335,7 @@ func (s *Stack) Tick(now int64) {
 	s.n.retransmits.Set(n.Retransmits.Value())
 	s.n.timeouts.Set(n.Timeouts.Value())
 	s.n.recoveries.Set(n.FastRecovery.Value() + n.SACKRecovery.Value())
-	s.n.txQueued.Set(uint64(s.link.bytes.Load()))
+	s.n.txQueued.Set(uint64(s.link.queued()))
 }
 
 // Drain makes the stack refuse new connections, which are bypassed, and

@@ -151,8 +151,10 @@ func (s *Stack) configure() error {
 	if o.RACK {
 		recovery = tcpip.TCPRACKLossDetection
 	}
-	// Netstack's CUBIC may compute a congestion window of 0 after losses, and
-	// the connection never sends again. Reno does not.
+	// Netstack's CUBIC has no lower bound for its target (RFC 9438, section 4.2;
+	// cubicState.getCwnd). After two timeouts in a row wMax is 0.85, the target
+	// 0.6, and two ACKs later the window int(0.6) = 0: nothing is under way, no
+	// timer runs, and the connection never sends again. Reno does not do that.
 	cc := tcpip.CongestionControlOption("reno")
 	sack, moderate := tcpip.TCPSACKEnabled(true), tcpip.TCPModerateReceiveBufferOption(true)
 	timeWait := tcpip.TCPTimeWaitTimeoutOption(o.TimeWait)

@@ -118,6 +118,12 @@ func (s *Stack) emitHeld(now int64) (busy bool) {
 	return busy
 }
 
+// unsentACKs reports whether the next turn has to look after ACKs: no frame was
+// free for one, or the timer for those that wait has run out since.
+func (s *Stack) unsentACKs() bool {
+	return len(s.held) > 0 || s.delayedAt < len(s.delayed) && !s.ackWake.Load()
+}
+
 // overdue takes those ACKs that have waited for long enough out of the list.
 func (s *Stack) overdue(now int64) {
 	for ; s.delayedAt < len(s.delayed); s.delayedAt++ {

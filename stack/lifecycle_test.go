@@ -653,6 +653,48 @@ func testLoss(t *testing.T, rack bool) {
 	eventually(t, "retransmits are counted", func() bool { return b.count("retransmits") > 0 })
 }
 
+// TestTailLoss: when the last burst of a transfer is lost as a whole, it comes
+// again, and not by a segment or two to a timeout.
+func TestTailLoss(t *testing.T) {
+	const size, lost = 400_000, 150_000
+	var first, seen uint32
+	b := newBed(t, bedOptions{lose: func(frame []byte, in bool) bool {
+		var h wire.Headers
+		if in || h.Parse(frame) != wire.FaultNone || h.Proto != wire.ProtoTCP {
+			return false
+		}
+		seg := wire.TCP(frame[h.L4:h.End])
+		if seg.Flags()&wire.FlagSYN != 0 {
+			first, seen = seg.Seq(), seg.Seq()
+		}
+		fresh := int32(seg.Seq()-seen) > 0 && len(seg.Payload()) > 0
+		if fresh {
+			seen = seg.Seq()
+		}
+		return fresh && seg.Seq()-first > size-lost
+	}})
+	to := addr(server4, 80)
+	l := b.server.listen(t, to)
+	want := noise(3, size)
+	got := make([]byte, size)
+	served := serveOnce(l, func(c net.Conn) {
+		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if n, err := io.ReadFull(c, got); err != nil {
+			t.Errorf("%d bytes within 5 s: %v", n, err)
+		}
+	})
+	c, err := b.client.dial(addr(client4, 0), to, dialTime)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Write(want)
+	<-served
+	c.Close()
+	if !bytes.Equal(got, want) {
+		t.Error("got other bytes than were sent")
+	}
+}
+
 // TestBackPressure: a server that reads nothing stops the client, not the
 // appliance's memory.
 func TestBackPressure(t *testing.T) {

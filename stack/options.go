@@ -35,10 +35,14 @@ type Options struct {
 
 	AckDelay time.Duration // how long an ACK of little waits for data to carry it; 0: not at all
 
-	SendBuffer, SendBufferMax       int  // bytes of one leg: at the start, and grown to at most
-	ReceiveBuffer, ReceiveBufferMax int  // half of it is advertised as window
-	HoldBytes                       int  // bytes of one direction that stream stages may hold back
-	RACK                            bool // loss detection by time (RFC 8985), else by SACK alone (RFC 6675)
+	SendBuffer, SendBufferMax       int // bytes of one leg: at the start, and grown to at most
+	ReceiveBuffer, ReceiveBufferMax int // half of it is advertised as window
+	HoldBytes                       int // bytes of one direction that stream stages may hold back
+	// RACK detects losses by time too (RFC 8985), not by SACK alone (RFC 6675). Off
+	// by default: once netstack has had to wait for its timer, RACK makes it hold
+	// for lost what it then counts as under way (sender.SetPipe), and a burst that
+	// was lost at the end of a transfer comes again by two segments to a timeout.
+	RACK bool
 }
 
 // DefaultOptions returns the options as the tcp stage has them when nothing is
@@ -59,7 +63,6 @@ func DefaultOptions() Options {
 		ReceiveBuffer:     512 << 10,
 		ReceiveBufferMax:  4 << 20,
 		HoldBytes:         64 << 10,
-		RACK:              true,
 	}
 }
 

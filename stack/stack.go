@@ -284,7 +284,7 @@ func (s *Stack) Poll(now int64) (busy bool) {
 	s.mu.Lock()
 	more := len(s.ready) > 0 || len(s.accepted) > 0
 	s.mu.Unlock()
-	return busy || more || s.link.waiting() || s.txAt < len(s.tx)
+	return busy || more || s.link.waiting() || s.txAt < len(s.tx) || s.unsentACKs()
 }
 
 // take takes over what was queued, unless a panic has left something to do.

@@ -61,7 +61,7 @@ func Default() Config {
 		AckDelay:   units.Duration(o.AckDelay),
 		SendBuffer: units.Size(o.SendBuffer), SendBufferMax: units.Size(o.SendBufferMax),
 		ReceiveBuffer: units.Size(o.ReceiveBuffer), ReceiveBufferMax: units.Size(o.ReceiveBufferMax),
-		HoldBytes: units.Size(o.HoldBytes), LossDetection: "rack",
+		HoldBytes: units.Size(o.HoldBytes), LossDetection: "sack",
 		Hold: "auto", InspectHoldBytes: units.Size(i.HoldBytes), HoldTime: units.Duration(i.HoldTime),
 		OnConflict: "deny", OnBlind: "auto", Midstream: "bypass",
 		Memory: units.Size(i.Memory), FlowMemory: units.Size(i.FlowMemory),

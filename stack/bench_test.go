@@ -118,7 +118,7 @@ type rotePort struct {
 	sent int
 }
 
-func newRote(b testing.TB, l load) *rote {
+func newRote(b testing.TB, l load, options ...func(*stack.Options)) *rote {
 	const frameSize, frames = 2048, 8192
 	arena, err := pipeline.NewArena(make([]byte, frames*frameSize), frameSize, 64, 1)
 	if err != nil {
@@ -133,7 +133,12 @@ func newRote(b testing.TB, l load) *rote {
 	}
 	r.worker = pipeline.NewWorker(pipeline.WorkerOptions{Ports: ports, Infos: infos, Pool: arena.Pool(0)})
 	r.bed = &bed{t: b, worker: r.worker}
-	r.bed.build(func(o *stack.Options) { o.TimeWait = 50 * time.Millisecond }, nil)
+	r.bed.build(func(o *stack.Options) {
+		o.TimeWait = 50 * time.Millisecond
+		for _, set := range options {
+			set(o)
+		}
+	}, nil)
 	return r
 }
 

@@ -9,15 +9,15 @@ import (
 	"penstock/pipeline"
 )
 
-// clock is netstack's clock. It stands still within a turn, but for a step after
-// each segment that is sent: netstack asks for the time a dozen times for each,
-// and what happens in one turn is as good as simultaneous. A timer that fires
-// sets it right first.
+// clock is netstack's clock. It stands still within a turn: netstack asks for
+// the time a dozen times for each segment, and what happens in one turn is as
+// good as simultaneous. A timer that fires sets it right first.
 //
-// The step matters. Of segments that were sent at the same time, netstack takes
-// those behind one that was acknowledged for older ones, which RACK then holds
-// to be lost (rackControl.detectLoss has the last comparison of RFC 8985, section
-// 6.2, step 5 the wrong way round).
+// With RACK it takes a step after each segment that is sent. Of segments that
+// were sent at the same time, netstack takes those behind one that was
+// acknowledged for older ones, which RACK then holds to be lost
+// (rackControl.detectLoss has the last comparison of RFC 8985, section 6.2,
+// step 5 the wrong way round).
 type clock struct {
 	env func() int64
 	sim *pipeline.Simulation // nil: timers are the system's

@@ -24,7 +24,7 @@ const (
 type link struct {
 	mtu        uint32
 	wake       func()
-	clock      *clock
+	clock      *clock // takes a step after each segment with data; nil: need not
 	dropped    *pipeline.Counter
 	dispatcher nstack.NetworkDispatcher
 	released   int64 // bytes of packets that wait no longer and still count; the worker's own
@@ -73,7 +73,7 @@ func (l *link) send(o outgoing) bool {
 	o.pkt.IncRef()
 	l.queue = append(l.queue, o)
 	l.mu.Unlock()
-	if o.len > 0 {
+	if o.len > 0 && l.clock != nil {
 		l.clock.step()
 	}
 	l.wake()

@@ -113,7 +113,10 @@ func New(env *pipeline.Env, o Options) (*Stack, error) {
 	logTo(env.Log)
 	s.clock = newClock(env.Now)
 	s.clock.sim, s.clock.quiesce = env.Simulation, s.quiesce
-	s.link = &link{mtu: uint32(mtu), wake: s.wake, clock: s.clock, dropped: s.n.txDropped}
+	s.link = &link{mtu: uint32(mtu), wake: s.wake, dropped: s.n.txDropped}
+	if o.RACK {
+		s.link.clock = s.clock
+	}
 	s.ackTimer = s.clock.AfterFunc(time.Hour, func() { s.ackWake.Store(false); s.wake() })
 	s.ackTimer.Stop()
 	no := nstack.Options{

@@ -48,10 +48,11 @@ const (
 
 // mayDelay reports whether the ACK that the leg holds may wait for a segment to
 // carry it. The one that completes a handshake does not: a server may have the
-// first word.
+// first word. Nor does that of a second segment: Linux would probe for it after
+// two round trips and some milliseconds.
 func (l *leg) mayDelay() bool {
 	t := wire.TCP(l.held.seg)
-	return l.f.state == stateOpen && t.Ack()-l.ackSent < delayBelow && int(t.Window())<<l.scale >= delayWindow
+	return l.f.state == stateOpen && l.unacked < 2 && t.Ack()-l.ackSent < delayBelow && int(t.Window())<<l.scale >= delayWindow
 }
 
 // urge has an ACK that was to wait sent at the end of this turn.

@@ -28,14 +28,18 @@ func TestAckCarried(t *testing.T) {
 			t.Fatalf("client got %s, want the answer with ACK %d", wire.Summary(a.frame), cSeq+i+1)
 		}
 	}
-	// Two requests without an answer: the second makes too much of it.
-	big := bytes.Repeat([]byte("b"), 600)
-	c.send(wire.FlagACK, cSeq+5, cAck+10, nil, big)
+	// Two requests without an answer: the second one's ACK does not wait.
+	c.send(wire.FlagACK, cSeq+5, cAck+10, nil, []byte("q"))
 	s.expectWhere("payload", hasPayload)
 	c.silent("a little more")
-	c.send(wire.FlagACK, cSeq+605, cAck+10, nil, big)
-	if a := c.expect(wire.FlagACK); a.tcp.Ack() != cSeq+1205 {
-		t.Errorf("ACK %d, want %d", a.tcp.Ack(), cSeq+1205)
+	c.send(wire.FlagACK, cSeq+6, cAck+10, nil, []byte("q"))
+	if a := c.expect(wire.FlagACK); a.tcp.Ack() != cSeq+7 {
+		t.Errorf("ACK %d, want %d", a.tcp.Ack(), cSeq+7)
+	}
+	// Nor does that of a segment that is nearly full.
+	c.send(wire.FlagACK, cSeq+7, cAck+10, nil, bytes.Repeat([]byte("b"), 1200))
+	if a := c.expect(wire.FlagACK); a.tcp.Ack() != cSeq+1207 {
+		t.Errorf("ACK %d, want %d", a.tcp.Ack(), cSeq+1207)
 	}
 	b.wantCount("acks_delayed", 0)
 }

@@ -192,7 +192,7 @@ func (l *leg) sent(seg wire.TCP, n int) {
 		l.sndMax = end
 	}
 	if flags&wire.FlagACK != 0 {
-		l.ackSent = seg.Ack()
+		l.ackSent, l.unacked = seg.Ack(), 0
 	}
 }
 

@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -113,6 +114,7 @@ type leg struct {
 	groNext  uint32               // sequence number that would continue them
 	groBytes int
 	held     outgoing // a pure ACK that a later segment may replace; held.pkt nil: none
+	unacked  uint8    // segments with data or FIN since an ACK went out
 	heldTill int64    // until when it may wait; 0: for the end of the turn
 }
 
@@ -219,6 +221,9 @@ func (l *leg) dropGRO() {
 // saw notes what a segment that came in tells about the leg. The checksum was
 // right.
 func (l *leg) saw(t wire.TCP) {
+	if (len(t) > t.DataOffset() || t.Flags()&wire.FlagFIN != 0) && l.unacked < math.MaxUint8 {
+		l.unacked++
+	}
 	if t.Flags()&wire.FlagACK != 0 && l.firstSent {
 		if a := t.Ack(); int32(a-l.acked) > 0 && int32(l.sndMax-a) >= 0 {
 			l.acked = a

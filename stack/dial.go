@@ -177,10 +177,10 @@ func (s *Stack) newFlow(p *pipeline.Packet, t wire.TCP, offered synOptions, now 
 	f.client.fillIP()
 	f.server.fillIP()
 	f.client.isn = t.Seq()
-	f.server.learnHops(p)
+	f.server.learn(p)
 	f.server.offered = offered
 	// Until the server is heard of, what comes from it looks like an answer.
-	f.client.learnHops(p)
+	f.client.learn(p)
 	eth := f.client.l2[:]
 	var mac [6]byte
 	copy(mac[:], eth[:6])
@@ -254,7 +254,7 @@ func (s *Stack) whileDialing(p *pipeline.Packet, t wire.TCP, f *flow, fromClient
 	}
 	answers := flags&wire.FlagACK != 0 && f.server.firstSent && t.Ack() == f.server.iss+1
 	if answers {
-		f.client.learnHops(p)
+		f.client.learn(p)
 	}
 	if answers && flags&(wire.FlagSYN|wire.FlagRST) == wire.FlagSYN {
 		// Netstack must not see what the client did not ask for: a server that

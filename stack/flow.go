@@ -88,8 +88,8 @@ type leg struct {
 	l2len     uint8
 	l3len     uint8
 	l3        [wire.IPv6Len]byte // IP header: addresses, and what is always the same
-	ttl       uint8              // as the other end's SYN or SYN-ACK arrived with
-	dscp      uint8              // of the other end's last packet, in its place in the octet; ECN bits 0
+	ttl       uint8              // this and the next two are of the other end's last packet
+	dscp      uint8              // in its place in the octet; ECN bits 0
 	label     uint32
 	offered   synOptions // by the other end: what a SYN toward this one may hold
 	scale     uint8      // of the windows in what goes out (RFC 7323)

@@ -79,7 +79,9 @@ func (s *Stack) segment(p *pipeline.Packet, now int64) {
 		return
 	}
 	f.packets++
-	to.learn(p)
+	if f.state != stateDialing && l.near(t) {
+		to.learn(p)
+	}
 	l.saw(t)
 	if f.state == stateDialing && !s.whileDialing(p, t, f, fromClient, now) {
 		return
@@ -152,22 +154,24 @@ func (l *leg) learn(p *pipeline.Packet) {
 		l.l2len = uint8(n)
 	}
 	if p.IPVersion == 4 {
-		l.dscp = wire.IPv4(b[p.L3:]).TOS() &^ 3
-	} else {
-		l.dscp = wire.IPv6(b[p.L3:]).TrafficClass() &^ 3
+		ip := wire.IPv4(b[p.L3:])
+		l.dscp, l.ttl = ip.TOS()&^3, ip.TTL()
+		return
 	}
+	ip := wire.IPv6(b[p.L3:])
+	l.dscp, l.ttl, l.label = ip.TrafficClass()&^3, ip.HopLimit(), ip.FlowLabel()
 }
 
-// learnHops also takes over how far the other end is, from its SYN or what
-// answers ours.
-func (l *leg) learnHops(p *pipeline.Packet) {
-	l.learn(p)
-	b := p.Bytes()[p.L3:]
-	if p.IPVersion == 4 {
-		l.ttl = wire.IPv4(b).TTL()
-	} else {
-		l.ttl, l.label = wire.IPv6(b).HopLimit(), wire.IPv6(b).FlowLabel()
-	}
+// nearBy is how far from what is expected of an end its sequence numbers may be
+// for its packets to be learned from.
+const nearBy = 4 << 20
+
+// near reports whether a segment may be of the leg's end. Of a packet that
+// somebody invents nothing is learned: a hop limit of 1 would silence the other
+// direction.
+func (l *leg) near(t wire.TCP) bool {
+	d := int32(t.Seq() - l.ackSent)
+	return -nearBy < d && d < nearBy
 }
 
 // tableKey returns the name of a flow in the table.

@@ -286,6 +286,8 @@ func (c *Chain) Stats() ChainStats {
 			Forwarded: slot.verdicts[Forward].Load(),
 			Consumed:  slot.verdicts[Consume].Load(),
 			Counters:  map[string]uint64{},
+
+			Histograms: slot.counters.Histograms(),
 		}
 		for _, ctr := range slot.counters.All() {
 			st.Counters[ctr.Name] = ctr.Load()

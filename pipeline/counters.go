@@ -23,8 +23,9 @@ func (c *Counter) Set(n uint64) { c.v.Store(n) }
 
 // CounterSet is the named counters of one stage instance.
 type CounterSet struct {
-	mu   sync.Mutex
-	list []*Counter
+	mu         sync.Mutex
+	list       []*Counter
+	histograms []*Histogram
 }
 
 // Counter returns the counter of that name, and makes it at the first call.
@@ -81,6 +82,8 @@ type StageStats struct {
 	Forwarded uint64            `json:"forwarded"`
 	Consumed  uint64            `json:"consumed"`
 	Counters  map[string]uint64 `json:"counters,omitempty"`
+
+	Histograms []HistogramStats `json:"histograms,omitempty"`
 }
 
 // ChainStats are the figures of one chain, of one worker or summed.
@@ -114,6 +117,7 @@ func (c *ChainStats) Add(o ChainStats) {
 		for name, n := range s.Counters {
 			t.Counters[name] += n
 		}
+		t.Histograms = addHistograms(t.Histograms, s.Histograms)
 	}
 }
 

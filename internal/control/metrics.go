@@ -3,12 +3,14 @@ package control
 import (
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"penstock/internal/latency"
+	"penstock/pipeline"
 )
 
 // metricsHandler renders a fresh Status at each scrape. Names follow
@@ -118,6 +120,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			for name, n := range st.Counters {
 				gauge(descStageCtr, float64(n), c.Name, st.Kind, index, name)
 			}
+			for i := range st.Histograms {
+				ch <- stageHistogram(&st.Histograms[i], c.Name, st.Kind, index)
+			}
 		}
 	}
 	gauge(descFrames, float64(s.Frames.Free), "free")
@@ -147,6 +152,22 @@ func bool01(b bool) float64 {
 		return 1
 	}
 	return 0
+}
+
+// stageHistogram renders a histogram of a stage, under its own name: a stage that
+// has one follows a convention of its field.
+func stageHistogram(h *pipeline.HistogramStats, chain, stage, index string) prometheus.Metric {
+	names, values := []string{"chain", "stage", "index"}, []string{chain, stage, index}
+	for _, l := range h.Labels {
+		names, values = append(names, l.Name), append(values, strings.ToValidUTF8(l.Value, "\uFFFD"))
+	}
+	cumulative := make(map[float64]uint64, len(h.Bounds))
+	var n uint64
+	for i, bound := range h.Bounds {
+		n += h.Counts[i]
+		cumulative[bound] = n
+	}
+	return prometheus.MustNewConstHistogram(prometheus.NewDesc(h.Name, h.Help, names, nil), h.Count(), h.Sum, cumulative, values...)
 }
 
 // bounds of the histograms, in seconds.

@@ -9,6 +9,7 @@ import (
 	"penstock/stages/acl"
 	"penstock/stages/capture"
 	"penstock/stages/http"
+	"penstock/stages/llm"
 	"penstock/stages/ratelimit"
 	"penstock/stages/tcp"
 	"penstock/stages/tls"
@@ -20,6 +21,7 @@ func Builtin() *pipeline.Registry {
 	pipeline.Register(r, acl.Descriptor())
 	pipeline.Register(r, capture.Descriptor())
 	pipeline.Register(r, http.Descriptor())
+	pipeline.Register(r, llm.Descriptor())
 	pipeline.Register(r, ratelimit.Descriptor())
 	pipeline.Register(r, tcp.Descriptor())
 	pipeline.Register(r, tls.Descriptor())

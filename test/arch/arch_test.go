@@ -104,6 +104,7 @@ var allowed = map[string][]string{
 	"stages":                       {"pipeline", "stages/*"},
 	"stages/*":                     {"pipeline", "internal/wire", "internal/flowtab", "internal/units", "internal/match"},
 	"stages/http":                  {"pipeline", "internal/units", "internal/hostname", "internal/http1"},
+	"stages/llm":                   {"pipeline", "internal/units", "internal/http1"},
 	"stages/tcp":                   {"pipeline", "internal/units", "internal/wire", "stack", "inspect"},
 	"stages/tls":                   {"pipeline", "internal/units", "internal/hostname", "internal/tlshello"},
 	"stages/capture":               {"pipeline", "internal/wire", "internal/units", "internal/match", "pcap"},

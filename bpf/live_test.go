@@ -264,12 +264,12 @@ func TestSocketGetsPacketsWithMetadata(t *testing.T) {
 				if !bytes.Equal(packet, s.packet) {
 					t.Errorf("%s: got\n%x, want\n%x", s.name, packet, s.packet)
 				}
-				chain, hash, ok := ReadMeta(meta)
-				if !ok || chain != s.chain {
-					t.Errorf("%s: metadata %x (chain %#x), want chain %#x", s.name, meta, chain, s.chain)
+				m, ok := ReadMeta(meta)
+				if !ok || m.Chain != s.chain {
+					t.Errorf("%s: metadata %x (chain %#x), want chain %#x", s.name, meta, m.Chain, s.chain)
 				}
-				if want := hashOf(t, s.packet); hash != want {
-					t.Errorf("%s: hash %#x, want %#x", s.name, hash, want)
+				if want := hashOf(t, s.packet); m.Hash != want {
+					t.Errorf("%s: hash %#x, want %#x", s.name, m.Hash, want)
 				}
 			}
 			if n := a.count(VerdictSocket, "no_metadata"); n != 0 {

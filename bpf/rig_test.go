@@ -28,6 +28,7 @@ type outcome struct {
 	meta    bool // metadata was put before the packet
 	chain   uint16
 	hash    uint32
+	anew    bool
 	data    []byte
 }
 
@@ -203,7 +204,8 @@ func (r *rig) rewritten(port int, packet []byte) outcome {
 		r.t.Fatalf("XDP action %d for verdict %s (%s), want %d", action, o.verdict, o.reason, want)
 	}
 	if len(out) == len(packet)+MetaSize {
-		o.chain, o.hash, o.meta = ReadMeta(out)
+		m, ok := ReadMeta(out)
+		o.chain, o.hash, o.anew, o.meta = m.Chain, m.Hash, m.Anew, ok
 		o.data = out[MetaSize:]
 	}
 	if o.meta != (o.verdict == VerdictSocket && o.reason.String() != "no_metadata") {

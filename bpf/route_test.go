@@ -337,9 +337,9 @@ func TestSteerRouted(t *testing.T) {
 		if len(data) != len(frame)+RouteMetaSize+MetaSize {
 			t.Fatalf("%s: %d bytes of metadata", name, len(data)-len(frame))
 		}
-		chain, _, ok := ReadMeta(data[RouteMetaSize:])
-		if !ok || chain != 7 || data[0] != 0x54 || data[1] != 0x50 || RouteState(data[2]) != state || state == RouteDone && data[3] != out {
-			t.Errorf("%s: chain %d (%t), metadata %x, want state %d and port %d", name, chain, ok, data[:RouteMetaSize], state, out)
+		m, ok := ReadMeta(data[RouteMetaSize:])
+		if !ok || m.Chain != 7 || data[0] != 0x54 || data[1] != 0x50 || RouteState(data[2]) != state || state == RouteDone && data[3] != out {
+			t.Errorf("%s: chain %d (%t), metadata %x, want state %d and port %d", name, m.Chain, ok, data[:RouteMetaSize], state, out)
 		}
 		if changed := !bytes.Equal(data[16:], frame); changed != (state == RouteDone) {
 			t.Errorf("%s: changed: %t", name, changed)

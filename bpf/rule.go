@@ -67,6 +67,9 @@ func (r *Rule) compile(ports int) ([]Entry, error) {
 	if r.From < -1 || r.From >= ports {
 		return nil, fmt.Errorf("want a port from 0 to %d or -1, got %d", ports-1, r.From)
 	}
+	if r.Chain > maxChain {
+		return nil, fmt.Errorf("want a chain from 0 to %d, got %d", maxChain, r.Chain)
+	}
 	if r.Action > Drop {
 		return nil, fmt.Errorf("unknown action %d", r.Action)
 	}

@@ -137,12 +137,12 @@ func TestManyRules(t *testing.T) {
 		rules[i] = Rule{From: -1, Proto: ProtoUDP, DstPorts: []PortRange{{uint16(1000 + i), uint16(1000 + i)}}, Chain: uint16(i)}
 	}
 	last := rules[MaxRules-1]
-	last.DstPorts, last.Chain = []PortRange{{53, 53}}, 0xffff
+	last.DstPorts, last.Chain = []PortRange{{53, 53}}, maxChain
 	rules[MaxRules-1] = last
 	if err := r.SetRules(rules); err != nil {
 		t.Fatal(err)
 	}
-	if o := r.run(0, udp4(t, 0)); o.fate() != toSocket || o.chain != 0xffff {
+	if o := r.run(0, udp4(t, 0)); o.fate() != toSocket || o.chain != maxChain {
 		t.Errorf("last rule: got %v, chain %d", o.fate(), o.chain)
 	}
 	for _, n := range []int{MaxRules - 1, 1, 0} {

@@ -171,13 +171,13 @@ static __always_inline int steer_flow(struct xdp_md *ctx, struct packet *p, stru
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, &p->key);
 	__u64 now = bpf_ktime_get_coarse_ns();
+	bool note, anew;
 	__u64 decision;
-	bool note;
 
 	if (!f)
 		return steer_new_flow(ctx, p, r, now);
 	note = flow_note(f, now);
-	flow_count(p, f, frame_len(ctx), now);
+	anew = flow_count(p, f, frame_len(ctx), now);
 	decision = decision_of(f);
 	if (decision_action(decision) != ACTION_CHAIN) {
 		if (!is_pure_syn(p)) {
@@ -187,7 +187,7 @@ static __always_inline int steer_flow(struct xdp_md *ctx, struct packet *p, stru
 		flow_recall(p, f, decision);
 	}
 	fragment_note(p, ACTION_CHAIN, f->chain, f->hash);
-	return deliver(ctx, f->chain, f->hash, now, REASON_FLOW_KNOWN, r, note);
+	return deliver(ctx, f->chain | (anew ? META_ANEW : 0), f->hash, now, REASON_FLOW_KNOWN, r, note);
 }
 
 static __always_inline int steer_fragment(struct xdp_md *ctx, struct packet *p, struct route *r)

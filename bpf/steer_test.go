@@ -118,8 +118,8 @@ func TestMetadataReplacesTheDrivers(t *testing.T) {
 		if action, err := r.ports[0].prog.Run(opts); err != nil || action != 4 {
 			t.Fatalf("%d bytes of metadata: action %d, %v", size, action, err)
 		}
-		chain, hash, ok := ReadMeta(opts.DataOut)
-		if !ok || chain != 7 || hash != hashOf(t, packet) || !bytes.Equal(opts.DataOut[MetaSize:], packet) {
+		m, ok := ReadMeta(opts.DataOut)
+		if !ok || m.Chain != 7 || m.Hash != hashOf(t, packet) || !bytes.Equal(opts.DataOut[MetaSize:], packet) {
 			t.Errorf("%d bytes of metadata became %x", size, opts.DataOut)
 		}
 	}

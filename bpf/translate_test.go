@@ -82,7 +82,7 @@ func (d *translators) test(frame []byte, rule func(*wire.Headers) rewrite.Rule) 
 	}
 	was, got, up := bytes.Clone(frame), opts.DataOut, false
 	if len(got) == len(frame)+MetaSize {
-		_, _, up = ReadMeta(got)
+		_, up = ReadMeta(got)
 		got = got[MetaSize:]
 	}
 	why := rewrite.SlowNoQuote // never one of Apply

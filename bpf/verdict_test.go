@@ -124,6 +124,41 @@ func TestSilentWorker(t *testing.T) {
 	}
 }
 
+// TestAnew: metadata tells a SYN that comes after the end of a connection from
+// one that does not.
+func TestAnew(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.Rules = all })
+	for _, c := range []struct {
+		name   string
+		before []string // from the client, or, with a "<", from the server
+		want   bool
+	}{
+		{"first", nil, false},
+		{"repeated", []string{"S"}, false},
+		{"in the middle", []string{"S", "<SA", "A"}, false},
+		{"half closed", []string{"S", "<SA", "A", "FA"}, false},
+		{"both finished", []string{"S", "<SA", "A", "FA", "<FA"}, true},
+		{"the server resets", []string{"S", "<RA"}, true},
+		{"the client resets", []string{"S", "<SA", "R"}, true},
+		{"anew already", []string{"S", "<RA", "S"}, false},
+	} {
+		r.forget()
+		for _, flags := range c.before {
+			if flags[0] == '<' {
+				r.run(1, tcp4Reply(t, flags[1:], 0))
+			} else {
+				r.run(0, tcp4(t, flags, 0))
+			}
+		}
+		if got := r.run(0, tcp4(t, "S", 0)); got.anew != c.want || got.chain != 7 {
+			t.Errorf("%s: anew is %t, chain %d", c.name, got.anew, got.chain)
+		}
+		if got := r.run(0, tcp4(t, "A", 0)); got.anew {
+			t.Errorf("%s: a segment that is no SYN begins anew", c.name)
+		}
+	}
+}
+
 func TestDefaultAction(t *testing.T) {
 	packets := map[string][]byte{
 		"not_ip":     build(t, eth(layers.EthernetTypeARP), payload(46)),

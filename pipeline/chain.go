@@ -41,10 +41,8 @@ func (s *ChainSpec) Holder() (stage, why string) {
 		return "chain", `offload = "never"`
 	}
 	for _, st := range s.Stages {
-		if st.Kind.Layer == BoundaryLayer {
-			if d, _, _ := s.Depth(); d == DepthTerminate {
-				return st.Kind.Name, "terminates the connection"
-			}
+		if d, _, _ := s.Depth(); st.Kind.Layer == BoundaryLayer && d < DepthTerminate {
+			continue // what holds a connection that it terminates does not hold others
 		}
 		if why := st.Kind.Holds(st.Config); why != "" {
 			return st.Kind.Name, why
@@ -97,6 +95,7 @@ type Chain struct {
 	drainers  []Drainer
 	observers []Observer
 	listers   []FlowLister
+	enders    []FlowEnder
 	closers   []Closer
 }
 
@@ -114,7 +113,7 @@ type stageSlot struct {
 func (s *ChainSpec) Build(env Env) (*Chain, error) {
 	c := &Chain{Name: s.Name, keepFlows: s.KeepFlows, stages: make([]stageSlot, len(s.Stages))}
 	if holder, _ := s.Holder(); holder != "" {
-		env.Offload = false
+		env.Offload, env.Splicer = false, nil
 	}
 	env.Depth, _, _ = s.Depth()
 	env.Need, _, _ = s.Need()
@@ -228,6 +227,9 @@ func (c *Chain) adopt(stage any) {
 	}
 	if s, ok := stage.(FlowLister); ok {
 		c.listers = append(c.listers, s)
+	}
+	if s, ok := stage.(FlowEnder); ok {
+		c.enders = append(c.enders, s)
 	}
 	if s, ok := stage.(Closer); ok {
 		c.closers = append(c.closers, s)

@@ -25,3 +25,17 @@ func (c *Chain) Flows(yield func(FlowInfo)) {
 		l.Flows(yield)
 	}
 }
+
+// FlowEnder is a Stage that keeps something of flows that have left user space.
+// FlowEnded is called on the worker's goroutine when one of them is over.
+type FlowEnder interface {
+	FlowEnded(f wire.Flow, now int64)
+}
+
+// FlowEnded tells the stages that a flow which had left user space is over. Only
+// from Worker.Call.
+func (c *Chain) FlowEnded(f wire.Flow, now int64) {
+	for _, e := range c.enders {
+		e.FlowEnded(f, now)
+	}
+}

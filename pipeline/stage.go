@@ -91,6 +91,7 @@ type Env struct {
 	// answered them, whatever happens to them here.
 	Recorded bool
 	Offload  bool         // flows that all stages release leave user space; if false, a stage can spare itself the work
+	Splicer  Splicer      // nil: flows cannot leave user space
 	Wake     func()       // makes the worker take a turn soon; safe from any goroutine
 	Now      func() int64 // ns since the epoch, never going back; for goroutines other than the worker's
 	Counters *CounterSet  // the stage's own counters

@@ -125,8 +125,12 @@ func (w *Worker) Env() Env {
 	if w.o.Waiter != nil {
 		wake = w.o.Waiter.Wake
 	}
+	var splicer Splicer
+	if w.releases != nil {
+		splicer = w.releases
+	}
 	return Env{
-		Log: w.o.Log, Worker: w.o.ID, Workers: max(len(w.peers), 1), Ports: w.o.Infos,
+		Log: w.o.Log, Splicer: splicer, Worker: w.o.ID, Workers: max(len(w.peers), 1), Ports: w.o.Infos,
 		Emitter: w, Recorder: discard{}, Wake: wake, Now: w.clock, Offload: w.releases != nil,
 		Simulation: w.o.Simulation,
 	}
@@ -188,7 +192,7 @@ func (w *Worker) Turn() (busy bool, err error) {
 		w.lastBeat = now
 		w.o.Beat()
 	}
-	open := 0
+	open, empty := 0, true
 	for i, port := range w.o.Ports {
 		if port == nil || w.eof[i] {
 			continue
@@ -198,6 +202,7 @@ func (w *Worker) Turn() (busy bool, err error) {
 		n, rerr := port.Receive(w.batch)
 		if n > 0 {
 			busy = true
+			empty = empty && n < BatchSize
 			w.admit(now, PortID(i))
 		}
 		if errors.Is(rerr, io.EOF) {
@@ -227,7 +232,8 @@ func (w *Worker) Turn() (busy bool, err error) {
 		}
 	}
 	if w.releases != nil {
-		w.releases.flush()
+		w.releases.flush(empty)
+		busy = busy || len(w.releases.waits) > 0
 	}
 	if now-w.lastTick >= int64(TickInterval) {
 		w.lastTick = now

@@ -461,10 +461,11 @@ type offloader struct {
 	take  int
 }
 
-func (o *offloader) Offload(flows []ReleasedFlow) int {
-	n := min(o.take, len(flows))
-	o.flows = append(o.flows, flows[:n]...)
-	return n
+func (o *offloader) Offload(flows []ReleasedFlow) {
+	for i := range flows[:min(o.take, len(flows))] {
+		flows[i].Taken = true
+		o.flows = append(o.flows, flows[i])
+	}
 }
 
 // TestRelease: a flow leaves user space when every stage that saw its packet

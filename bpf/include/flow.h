@@ -118,12 +118,13 @@ static __always_inline bool is_pure_syn(const struct packet *p)
 
 /* A SYN on a flow that has seen FIN or RST begins a new connection on the same ports: forget the old one's flags, or the
  * new one would be expired as closed. The chain stays. A direction that is missing (its flow was being removed when it began) is
- * put back. */
-static __noinline void flow_reopen(struct packet *p, struct flow *f, __u64 now)
+ * put back. Returns whether the old one had ended: RST, or both FINs. */
+static __noinline bool flow_reopen(struct packet *p, struct flow *f, __u64 now)
 {
 	__u64 decision = decision_of(f);
 	struct flow_key other_way;
 	struct flow *r;
+	bool ended;
 
 	flow_other(&p->key, decision, &other_way);
 	r = bpf_map_lookup_elem(&flows, &other_way);
@@ -143,7 +144,8 @@ static __noinline void flow_reopen(struct packet *p, struct flow *f, __u64 now)
 		r = f;
 	}
 	if (!((f->tcp_flags | r->tcp_flags) & (TCP_FIN | TCP_RST)))
-		return;
+		return false;
+	ended = (f->tcp_flags | r->tcp_flags) & TCP_RST || f->tcp_flags & r->tcp_flags & TCP_FIN;
 	r->tcp_flags = 0;
 	r->start = now;
 	r->last_seen = now;
@@ -157,6 +159,7 @@ static __noinline void flow_reopen(struct packet *p, struct flow *f, __u64 now)
 		r->reply = 1;
 		f->reply = 0;
 	}
+	return ended;
 }
 
 /* If offload_flows has changed the decision meanwhile, that stands. */
@@ -179,12 +182,15 @@ static __noinline void flow_recall(struct packet *p, struct flow *f, __u64 decis
 		flow_to_chain(r, decision_of(r));
 }
 
-/* Counts p in its flow. Atomic, since RSS may move a flow from one queue to another, and veth does so freely. */
-static __always_inline void flow_count(struct packet *p, struct flow *f, __u64 bytes, __u64 now)
+/* Counts p in its flow. Atomic, since RSS may move a flow from one queue to another, and veth does so freely. Returns whether p
+ * begins the flow anew after its end. */
+static __always_inline bool flow_count(struct packet *p, struct flow *f, __u64 bytes, __u64 now)
 {
+	bool anew = false;
+
 	if (p->key.proto == PROTO_TCP) {
 		if (is_pure_syn(p))
-			flow_reopen(p, f, now);
+			anew = flow_reopen(p, f, now);
 		if ((f->tcp_flags & p->tcp_flags) != p->tcp_flags)
 			__sync_fetch_and_or(&f->tcp_flags, p->tcp_flags);
 	}
@@ -193,6 +199,7 @@ static __always_inline void flow_count(struct packet *p, struct flow *f, __u64 b
 	f->last_seen = now;
 	if (f->in_port != port_id)
 		f->in_port = port_id;
+	return anew;
 }
 
 /* Whether there is an entry at k that belongs with another one than other. */

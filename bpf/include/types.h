@@ -298,7 +298,7 @@ _Static_assert(sizeof(struct event_state) == 88, "event_state has no hidden padd
  * gives the frame back to the fill ring: a frame that arrives without metadata shows what stood there before. */
 struct steer_meta {
 	__u16 magic;
-	__u16 chain;
+	__u16 chain; /* and META_ANEW */
 	__u32 hash;
 };
 _Static_assert(sizeof(struct steer_meta) == 8, "steer_meta is eight bytes");
@@ -307,6 +307,9 @@ enum magic {
 	META_MAGIC = 0x5053,
 	ROUTE_MAGIC = 0x5054,
 };
+
+/* In steer_meta.chain: a SYN, and the connection that had its addresses and ports has ended (RST, or both FINs). */
+enum { META_ANEW = 0x8000 };
 
 /* What the kernel's tables say of a packet. */
 enum route_state {

@@ -105,6 +105,7 @@ func (a *appliance) openRecorder() (err error) {
 
 func (a *appliance) loadXDP() (err error) {
 	o := steerOptions(a.cfg)
+	o.Events = xdpEvents(recordSpecs(a.cfg))
 	for i := range o.Ports {
 		o.Ports[i].Ifindex = a.nics[i].ifindex
 	}
@@ -238,16 +239,20 @@ func (a *appliance) beat(w int) {
 }
 
 // Offload implements pipeline.Offloader. Several workers may call it.
-func (a *appliance) Offload(flows []pipeline.ReleasedFlow) int {
+func (a *appliance) Offload(flows []pipeline.ReleasedFlow) {
 	list := make([]bpf.OffloadFlow, len(flows))
 	for i, f := range flows {
 		list[i] = bpf.OffloadFlow{Key: bpfKey(f.Flow), Drop: f.Drop}
+		if f.Rules != nil {
+			list[i].Rewrite, list[i].ReplyRewrite = f.Rules[pipeline.ToServer], f.Rules[pipeline.ToClient]
+		}
 	}
-	n, err := a.steerer.Offload(list)
-	if err != nil && !a.offloadFailing.Swap(true) {
+	if _, err := a.steerer.Offload(list); err != nil && !a.offloadFailing.Swap(true) {
 		a.log.Error("flows stay in user space", "err", err)
 	}
-	return n
+	for i := range list {
+		flows[i].Taken = list[i].Result == bpf.OffloadTaken
+	}
 }
 
 func (a *appliance) attach() error {
@@ -292,16 +297,11 @@ func (a *appliance) startWorkers() error {
 			}
 		}()
 	}
-	a.running.Add(1)
-	go func() {
-		defer a.running.Done()
-		a.expireFlows(ctx)
-	}()
-	a.running.Add(1)
-	go func() {
-		defer a.running.Done()
-		a.sweepGate(ctx)
-	}()
+	a.running.Go(func() { a.expireFlows(ctx) })
+	a.running.Go(func() { a.sweepGate(ctx) })
+	if len(xdpEvents(recordSpecs(a.cfg))) > 0 {
+		a.running.Go(func() { a.readEvents(ctx) })
+	}
 	return nil
 }
 
@@ -316,7 +316,9 @@ func (a *appliance) expireFlows(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		_, err := a.steerer.Expire(bpf.Now(), bpf.Timeouts{}, nil)
+		e := a.newEnded()
+		_, err := a.steerer.Expire(bpf.Now(), bpf.Timeouts{}, e.add)
+		e.done()
 		if err != nil && !failing {
 			a.log.Error("flows are not expired", "err", err)
 		}

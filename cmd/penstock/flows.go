@@ -16,11 +16,12 @@ import (
 	"penstock/pipeline"
 )
 
-const flowsArgs = "[--control PATH] [--json] [--interval TIME] [--src PREFIX] [--port PORT] [--depth DEPTH] [--chain NAME]"
+const flowsArgs = "[--control PATH] [--json] [--evict] [--interval TIME] [--src PREFIX] [--port PORT] [--depth DEPTH] [--chain NAME]"
 
 func flowsCommand(args []string) error {
 	fs, path, asJSON := clientFlags("flows", flowsArgs)
 	interval := fs.Duration("interval", 500*time.Millisecond, "`time` over which rates are measured; 0: over each flow's life")
+	evict := fs.Bool("evict", false, "forget the flows that are listed: TCP flows that go on are midstream, and new ones are seen by their stages")
 	var want flowFilter
 	want.flags(fs)
 	if err := parseAll(fs, args); err != nil {
@@ -29,12 +30,27 @@ func flowsCommand(args []string) error {
 	if *interval < 0 || *interval > time.Hour {
 		return usagef("--interval: want 0 to 1h, got %v", *interval)
 	}
-	flows, err := flowsWithRates(control.NewClient(*path), *interval)
+	if *evict && want == (flowFilter{}) {
+		return usagef("--evict wants a filter: --src, --port, --depth or --chain; for all flows, --src 0.0.0.0/0 and --src ::/0")
+	}
+	client := control.NewClient(*path)
+	flows, err := flowsWithRates(client, *interval)
 	if err != nil {
 		return err
 	}
 	flows = slices.DeleteFunc(flows, func(f ratedFlow) bool { return !want.match(f.Flow) })
 	slices.SortFunc(flows, func(a, b ratedFlow) int { return strings.Compare(a.Client, b.Client) })
+	if *evict {
+		list := make([]control.Flow, len(flows))
+		for i, f := range flows {
+			list[i] = f.Flow
+		}
+		n, err := client.Evict(list)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(os.Stderr, "%d of %d flows were forgotten\n", n, len(list))
+	}
 	if *asJSON {
 		enc := json.NewEncoder(os.Stdout)
 		for _, f := range flows {

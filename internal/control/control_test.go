@@ -26,6 +26,7 @@ type source struct {
 	flows     []Flow
 	err       error
 	handovers int
+	evicted   []Flow
 }
 
 func (s *source) Status() Status         { return s.s }
@@ -48,6 +49,11 @@ func (s *source) DenyList() (list []Deny, err error) {
 		}
 	}
 	return list, s.err
+}
+
+func (s *source) Evict(flows []Flow) (int, error) {
+	s.evicted = append(s.evicted, flows...)
+	return len(flows), s.err
 }
 
 func (s *source) Handover() (time.Duration, error) {
@@ -241,5 +247,17 @@ func TestDeny(t *testing.T) {
 	src.err = io.ErrUnexpectedEOF
 	if _, err := c.DenyAdd(DenyAdd{Prefixes: want}); err == nil || !strings.Contains(err.Error(), "unexpected EOF") {
 		t.Errorf("an error of the appliance arrives as %v", err)
+	}
+}
+
+func TestEvict(t *testing.T) {
+	src := example()
+	path, _ := serve(t, src)
+	if n, err := NewClient(path).Evict(src.flows); n != 1 || err != nil || !reflect.DeepEqual(src.evicted, src.flows) {
+		t.Errorf("%d evicted, %v: %+v", n, err, src.evicted)
+	}
+	src.err = errors.New("no such thing")
+	if _, err := NewClient(path).Evict(nil); err == nil || !strings.Contains(err.Error(), "no such thing") {
+		t.Errorf("got %v", err)
 	}
 }

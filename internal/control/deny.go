@@ -1,15 +1,11 @@
 package control
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/netip"
 )
-
-// maxDenyBody is some millions of prefixes.
-const maxDenyBody = 128 << 20
 
 type denyAdded struct {
 	Added int `json:"added"`
@@ -43,7 +39,7 @@ func denyHandlers(mux *http.ServeMux, src Source) {
 }
 
 func body(w http.ResponseWriter, r *http.Request, v any) error {
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxDenyBody))
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
 		return fmt.Errorf("read request: %w", err)
@@ -54,21 +50,14 @@ func body(w http.ResponseWriter, r *http.Request, v any) error {
 // DenyAdd denies prefixes, all or none, and returns how many were new.
 func (c *Client) DenyAdd(a DenyAdd) (int, error) {
 	var n denyAdded
-	return n.Added, c.send("/v1/deny/add", a, &n)
+	err := c.do(http.MethodPost, "/v1/deny/add", a, &n)
+	return n.Added, err
 }
 
 // DenyDel ends denies of run time, all or none.
 func (c *Client) DenyDel(prefixes []netip.Prefix) error {
-	return c.send("/v1/deny/del", DenyAdd{Prefixes: prefixes}, &struct{}{})
+	return c.do(http.MethodPost, "/v1/deny/del", DenyAdd{Prefixes: prefixes}, &struct{}{})
 }
 
 // DenyList asks for the deny list.
 func (c *Client) DenyList() (list []Deny, err error) { return list, c.get("/v1/deny", &list) }
-
-func (c *Client) send(url string, in, out any) error {
-	b, err := json.Marshal(in)
-	if err != nil {
-		return err
-	}
-	return c.do(http.MethodPost, url, bytes.NewReader(b), out)
-}

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -122,12 +123,28 @@ func apiHandler(src Source) http.Handler {
 		}
 		reply(w, flows, err)
 	})
+	mux.HandleFunc("POST /v1/flows/evict", func(w http.ResponseWriter, req *http.Request) {
+		var flows []Flow
+		var n int
+		err := body(w, req, &flows)
+		if err == nil {
+			n, err = src.Evict(flows)
+		}
+		reply(w, evicted{n}, err)
+	})
 	mux.HandleFunc("POST /v1/handover", func(w http.ResponseWriter, _ *http.Request) {
 		wait, err := src.Handover()
 		reply(w, handover{wait.Seconds()}, err)
 	})
 	denyHandlers(mux, src)
 	return mux
+}
+
+// maxRequest bounds what a request may hold.
+const maxRequest = 256 << 20
+
+type evicted struct {
+	Evicted int `json:"evicted"`
 }
 
 type handover struct {
@@ -170,6 +187,13 @@ func (c *Client) Status() (s Status, err error) { return s, c.get("/v1/status", 
 // Flows asks for the live flows.
 func (c *Client) Flows() (f []Flow, err error) { return f, c.get("/v1/flows", &f) }
 
+// Evict has flows forgotten, and returns how many there were.
+func (c *Client) Evict(flows []Flow) (int, error) {
+	var e evicted
+	err := c.do(http.MethodPost, "/v1/flows/evict", flows, &e)
+	return e.Evicted, err
+}
+
 // Handover asks the appliance to drain, to leave XDP attached, and to end. It
 // returns at once; the answer is how long draining may take.
 func (c *Client) Handover() (time.Duration, error) {
@@ -180,8 +204,17 @@ func (c *Client) Handover() (time.Duration, error) {
 
 func (c *Client) get(url string, v any) error { return c.do(http.MethodGet, url, nil, v) }
 
-func (c *Client) do(method, url string, in io.Reader, v any) error {
-	req, err := http.NewRequest(method, "http://penstock"+url, in)
+// do sends send as JSON, unless it is nil, and reads the answer into v.
+func (c *Client) do(method, url string, send, v any) error {
+	var body io.Reader
+	if send != nil {
+		b, err := json.Marshal(send)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequest(method, "http://penstock"+url, body)
 	if err != nil {
 		return err
 	}
@@ -194,18 +227,18 @@ func (c *Client) do(method, url string, in io.Reader, v any) error {
 		return fmt.Errorf("ask control socket %s: %w", c.path, err)
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 256<<20))
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, 256<<20))
 	if err != nil {
 		return fmt.Errorf("read answer of control socket: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		var e apiError
-		if json.Unmarshal(body, &e) != nil || e.Error == "" {
+		if json.Unmarshal(answer, &e) != nil || e.Error == "" {
 			e.Error = resp.Status
 		}
 		return fmt.Errorf("ask control socket %s: %s", c.path, e.Error)
 	}
-	if err := json.Unmarshal(body, v); err != nil {
+	if err := json.Unmarshal(answer, v); err != nil {
 		return fmt.Errorf("read answer of control socket: %w", err)
 	}
 	return nil

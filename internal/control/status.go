@@ -134,6 +134,9 @@ type Deny struct {
 type Source interface {
 	Status() Status
 	Flows() ([]Flow, error)
+	// Evict forgets flows, each named by its ends, protocol and VLANs, and returns
+	// how many there were.
+	Evict(flows []Flow) (int, error)
 	// Handover makes the appliance drain, leave XDP attached and end; it
 	// returns at once, with how long draining may take.
 	Handover() (time.Duration, error)

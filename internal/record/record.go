@@ -29,7 +29,9 @@ type Event struct{ Name, Help string }
 // Events lists the kinds of events, by name. Names and fields follow Suricata
 // EVE where EVE has them.
 var Events = []Event{
+	{"drop", "a sample of the packets that XDP drops by itself: one each CPU and 10 ms, and how many it stands for"},
 	{"flow", "a flow has ended: its ends, its figures, its depth"},
+	{"flow_start", "a flow has begun: its ends, its chain"},
 	{"http", "an HTTP request and its response"},
 	{"llm", "a request to a language model: model, tokens, times"},
 	{"tls", "a TLS handshake: server name, versions, fingerprints"},
@@ -39,6 +41,11 @@ var Events = []Event{
 type Spec struct {
 	To     string   // "file:PATH", "unix:PATH" or "stdout"
 	Events []string // which events; All for every one
+}
+
+// Wants reports whether the sink is to have an event.
+func (s *Spec) Wants(event string) bool {
+	return slices.Contains(s.Events, All) || slices.Contains(s.Events, event)
 }
 
 // Options are what tests and tools change. The zero value is what an appliance
@@ -114,7 +121,7 @@ func OpenWith(specs []Spec, log *slog.Logger, o Options) (*Recorder, error) {
 
 func (r *Recorder) wanting(event string) (sinks []*sink) {
 	for _, s := range r.sinks {
-		if slices.Contains(s.spec.Events, All) || slices.Contains(s.spec.Events, event) {
+		if s.spec.Wants(event) {
 			sinks = append(sinks, s)
 		}
 	}
@@ -136,11 +143,18 @@ func (r *Recorder) Enabled(event string) bool { return len(r.sinksOf(event)) > 0
 // "timestamp" among them, in the form that Timestamp writes, replaces the time
 // of the call: a replay records the times of its capture.
 func (r *Recorder) Record(event string, fields any) {
+	if r.Enabled(event) {
+		r.RecordAt(r.o.Now(), event, fields)
+	}
+}
+
+// RecordAt is Record for an event that is not of this moment.
+func (r *Recorder) RecordAt(at time.Time, event string, fields any) {
 	sinks := r.sinksOf(event)
 	if len(sinks) == 0 {
 		return
 	}
-	e := entry{time: r.o.Now(), event: event, fields: fields}
+	e := entry{time: at, event: event, fields: fields}
 	for _, s := range sinks {
 		s.offer(e)
 	}

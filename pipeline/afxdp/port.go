@@ -31,6 +31,10 @@ const MetadataLen = 8
 // MetadataMagic is the first field of the metadata.
 const MetadataMagic = 0x5053
 
+// metadataAnew is set in the field of the chain: the packet is a SYN, and the
+// connection that had its addresses and ports has ended.
+const metadataAnew = 0x8000
+
 // NewMemory maps frames of frameSize bytes for the given number of workers,
 // framesPerWorker for each. Close it after all ports.
 func NewMemory(frameSize, framesPerWorker, workers int, huge xsk.HugePages) (*Memory, error) {
@@ -159,7 +163,9 @@ func (p *Port) Receive(b *pipeline.Batch) (int, error) {
 		if off >= MetadataLen {
 			m := pk.Frame()[off-MetadataLen : off]
 			if binary.NativeEndian.Uint16(m) == MetadataMagic {
-				pk.Chain = pipeline.ChainID(binary.NativeEndian.Uint16(m[2:]))
+				chain := binary.NativeEndian.Uint16(m[2:])
+				pk.Chain = pipeline.ChainID(chain &^ metadataAnew)
+				pk.Anew = chain&metadataAnew != 0
 				pk.Hash = binary.NativeEndian.Uint32(m[4:])
 				// Frames are used again: what stands there now must not be
 				// taken for the next packet's.

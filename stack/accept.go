@@ -141,5 +141,6 @@ func (s *Stack) finishHandshake(a accepted, now int64) {
 	for d := range f.dir {
 		f.dir[d].d = pipeline.Direction(d)
 	}
+	s.wantSplice(f, now)
 	s.revisit(f)
 }

@@ -59,6 +59,7 @@ type wirePort struct {
 	seen    []seenFrame
 	keep    int
 	lose    func(frame []byte, in bool) bool // true: the cable loses it
+	xdp     *modelXDP                        // nil: everything goes to the worker
 }
 
 type seenFrame struct {
@@ -80,9 +81,10 @@ func (w *wirePort) note(frame []byte, in bool) (lost bool) {
 
 // send puts a frame on the cable toward the worker.
 func (w *wirePort) send(frame []byte) {
-	if !w.note(frame, true) {
-		w.Inject(frame)
+	if w.note(frame, true) || w.xdp != nil && w.xdp.forward(w, frame) {
+		return
 	}
+	w.Inject(frame)
 }
 
 // Transmit hands frames to the host at the other end.
@@ -115,6 +117,7 @@ type bedOptions struct {
 	noRun    bool
 	noHosts  bool
 	mayPanic bool
+	xdp      *modelXDP // takes what is released
 }
 
 func newBed(t testing.TB, o bedOptions) *bed {
@@ -140,7 +143,13 @@ func newBed(t testing.TB, o bedOptions) *bed {
 		ports[i] = b.ports[i]
 	}
 	b.ports[wan].lose = o.lose
-	b.worker = pipeline.NewWorker(pipeline.WorkerOptions{Ports: ports, Infos: infos, Pool: b.pool, Waiter: waiter})
+	wo := pipeline.WorkerOptions{Ports: ports, Infos: infos, Pool: b.pool, Waiter: waiter}
+	if o.xdp != nil {
+		wo.Offloader = o.xdp
+		o.xdp.ports = b.ports
+		b.ports[lan].xdp, b.ports[wan].xdp = o.xdp, o.xdp
+	}
+	b.worker = pipeline.NewWorker(wo)
 	b.build(o.options, o.streams)
 	if !o.noHosts {
 		cl := &etherLink{mac: clientMAC, peer: serverMAC, mtu: 1500, vlan: o.vlan, out: b.ports[lan].send}

@@ -19,6 +19,8 @@ type counters struct {
 	icmpTranslated, icmpMTU, icmpIgnored, fragments      *pipeline.Counter
 	txDropped, txNoFrame, txOrphan, acksMerged, rxMerged *pipeline.Counter
 	synRepeats, acksDelayed                              *pipeline.Counter
+	spliced, spliceBusy, spliceTaken, spliceRefused      *pipeline.Counter
+	translated, translatedSlow                           *pipeline.Counter
 	retransmits, timeouts, recoveries, txQueued          *pipeline.Counter
 }
 
@@ -70,6 +72,12 @@ func newCounters(set *pipeline.CounterSet) counters {
 		icmpMTU:        c("icmp_mtu", "ICMP errors that lowered the segment size of a connection"),
 		icmpIgnored:    c("icmp_ignored", "ICMP errors about connections, taken and without effect"),
 		fragments:      c("fragments", "IP fragments given to netstack"),
+		spliced:        c("spliced", "connections that were spliced: no stream stage needs their bytes"),
+		spliceBusy:     c("splice_busy", "times a connection did not come to rest and was left for later"),
+		spliceTaken:    c("splice_offloaded", "times XDP took a spliced connection"),
+		spliceRefused:  c("splice_not_offloaded", "times XDP had no room for a spliced connection"),
+		translated:     c("translated", "packets of spliced connections that were translated in user space"),
+		translatedSlow: c("translated_slow", "those of them that XDP leaves to user space: fragments, odd options"),
 		retransmits:    c("retransmits", "segments that netstack has sent again, to either end"),
 		timeouts:       c("retransmit_timeouts", "times that it had to wait for a timer to do so"),
 		recoveries:     c("fast_recoveries", "times that it did so because an end reported a gap"),

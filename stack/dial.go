@@ -177,6 +177,7 @@ func (s *Stack) newFlow(p *pipeline.Packet, t wire.TCP, offered synOptions, now 
 	f.client.fillIP()
 	f.server.fillIP()
 	f.client.isn = t.Seq()
+	f.client.begins(t, offered.shift)
 	f.server.learn(p)
 	f.server.offered = offered
 	// Until the server is heard of, what comes from it looks like an answer.
@@ -262,9 +263,11 @@ func (s *Stack) whileDialing(p *pipeline.Packet, t wire.TCP, f *flow, fromClient
 		mirror(t, f.syn.offered)
 		f.syn.accepted = parseSYN(t)
 		f.server.isn = t.Seq()
+		f.server.begins(t, f.syn.accepted.shift)
+		f.stamps = f.syn.accepted.stamps && f.syn.offered.stamps
 		f.client.offered = f.syn.accepted
 		if !f.syn.accepted.scale {
-			f.server.scale = 0
+			f.server.scale, f.client.shift = 0, 0
 		}
 	}
 	return true

@@ -7,6 +7,7 @@ import (
 	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"penstock/internal/wire"
+	"penstock/pipeline"
 )
 
 const (
@@ -172,6 +173,9 @@ func (s *Stack) frame(l *leg, pkt *nstack.PacketBuffer, t wire.TCP, off, n int, 
 		}
 	}
 	l.sent(seg, n)
+	if s.splices {
+		l.offers(seg)
+	}
 	l.address(b[l2:], seg)
 	p.Out = l.out
 	s.env.Emitter.Emit(p)
@@ -233,31 +237,69 @@ func copyPayload(b []byte, pkt *nstack.PacketBuffer, off int) {
 	}
 }
 
+// sendACK sends an acknowledgment of our own making, with timestamps if the
+// connection has them.
+func (s *Stack) sendACK(l *leg, ack uint32, window uint16) {
+	size := wire.TCPLen
+	if l.f.stamps {
+		size += 12
+	}
+	p, seg := s.bare(l, size)
+	if p == nil {
+		return
+	}
+	seg.SetSeq(l.sndMax)
+	seg.SetAck(ack)
+	seg.SetFlags(wire.FlagACK)
+	seg.SetWindow(window)
+	if l.f.stamps {
+		o := seg.Options()
+		binary.BigEndian.PutUint32(o, 0x0101080a)
+		binary.BigEndian.PutUint32(o[4:], l.tsOut)
+		binary.BigEndian.PutUint32(o[8:], l.tsIn)
+	}
+	l.ackSent, l.unacked = ack, 0
+	s.emitBare(l, p, seg)
+}
+
 // sendBare sends a segment of our own making, without options or payload.
 func (s *Stack) sendBare(l *leg, seq, ack uint32, flags wire.TCPFlags) {
+	p, seg := s.bare(l, wire.TCPLen)
+	if p == nil {
+		return
+	}
+	seg.SetSeq(seq)
+	seg.SetAck(ack)
+	seg.SetFlags(flags)
+	s.emitBare(l, p, seg)
+}
+
+// bare returns a frame with a TCP header of that size, all of it zero but for
+// ports and size; nil: no frame was free.
+func (s *Stack) bare(l *leg, size int) (*pipeline.Packet, wire.TCP) {
 	p := s.env.Emitter.Alloc()
 	if p == nil {
 		s.n.txDropped.Add(1)
-		return
+		return nil, nil
 	}
 	l2, l3 := int(l.l2len), int(l.l3len)
-	if !p.SetView(p.Offset(), l2+l3+wire.TCPLen) {
+	if !p.SetView(p.Offset(), l2+l3+size) {
 		s.env.Emitter.Release(p)
-		return
+		return nil, nil
 	}
 	b := p.Bytes()
 	copy(b, l.l2[:l2])
-	ip := b[l2:]
-	copy(ip, l.l3[:l3])
-	clear(ip[l3:])
-	seg := wire.TCP(ip[l3:])
+	copy(b[l2:], l.l3[:l3])
+	seg := wire.TCP(b[l2+l3:])
+	clear(seg)
 	seg.SetSrcPort(l.id.LocalPort)
 	seg.SetDstPort(l.id.RemotePort)
-	seg.SetSeq(seq)
-	seg.SetAck(ack)
-	seg.SetDataOffset(wire.TCPLen)
-	seg.SetFlags(flags)
-	l.address(ip, seg)
+	seg.SetDataOffset(size)
+	return p, seg
+}
+
+func (s *Stack) emitBare(l *leg, p *pipeline.Packet, seg wire.TCP) {
+	l.address(p.Bytes()[l.l2len:], seg)
 	p.Out = l.out
 	s.env.Emitter.Emit(p)
 }

@@ -24,11 +24,12 @@ const (
 	stateAccepting                  // the server has answered, netstack shakes hands with the client
 	stateOpen                       // bytes are relayed
 	stateClosing                    // both ends are done; the last FINs are being acknowledged
+	stateSpliced                    // its packets are translated and forwarded; netstack is out of it
 	stateClosed                     // only remembered
 	stateGone                       // out of the table
 )
 
-var stateNames = [...]string{"dialing", "accepting", "established", "closing", "closed", "gone"}
+var stateNames = [...]string{"dialing", "accepting", "established", "closing", "spliced", "closed", "gone"}
 
 func (s flowState) String() string { return stateNames[s] }
 
@@ -52,8 +53,11 @@ type flow struct {
 	// resetting is the leg that has to be reset once what the other one has
 	// sent before its own reset is out.
 	resetting *leg
-	every     bool // service looks at both directions, whatever the events
-	denying   bool // the client is being told why, the server is gone
+	wish      wish     // to be spliced
+	splice    *spliced // stateSpliced
+	stamps    bool     // both connections have timestamps
+	every     bool     // service looks at both directions, whatever the events
+	denying   bool     // the client is being told why, the server is gone
 
 	queued  atomic.Bool // in Stack.ready; also set by netstack's goroutines
 	gone    atomic.Bool // given up; also read by the goroutine that shakes hands
@@ -102,6 +106,7 @@ type leg struct {
 	asked     bool       // the endpoint is closed, and was asked whether by an error
 	failed    bool       // it was
 
+	track
 	iss     uint32 // ours
 	isn     uint32 // its end's
 	sndMax  uint32 // one beyond the highest sequence number that went out

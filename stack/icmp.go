@@ -43,6 +43,10 @@ func (s *Stack) icmp(p *pipeline.Packet, now int64) {
 		p.Drop(pipeline.ReasonL4Checksum)
 		return
 	}
+	if f.state == stateSpliced {
+		s.spliceError(f, p, l.toServer)
+		return
+	}
 	if !l.inFlight(binary.BigEndian.Uint32(b[q.L4+4:])) {
 		p.Drop(ReasonICMPQuote)
 		return

@@ -68,11 +68,24 @@ func (s *Stack) segment(p *pipeline.Packet, now int64) {
 		return
 	}
 	if p.Frag != wire.FragNone {
+		if f.state == stateSpliced {
+			s.frags.Delete(fragKey(p)) // the later ones follow as they are
+			s.translate(f, p, now)
+			return
+		}
 		s.firstFragment(p, now)
 		return
 	}
 	if !verified(p) {
 		p.Drop(pipeline.ReasonL4Checksum)
+		return
+	}
+	if f.state == stateSpliced {
+		if flags&wire.FlagSYN != 0 {
+			s.splicedSYN(f, p, t, fromClient, key, reversed, now)
+		} else {
+			s.translate(f, p, now)
+		}
 		return
 	}
 	if isSYN && s.syn(p, t, f, fromClient, key, reversed, now) {
@@ -85,6 +98,12 @@ func (s *Stack) segment(p *pipeline.Packet, now int64) {
 	l.saw(t)
 	if f.state == stateDialing && !s.whileDialing(p, t, f, fromClient, now) {
 		return
+	}
+	if s.splices && flags&wire.FlagSYN == 0 {
+		if s.trySplice(f, l, p, t, now) {
+			return
+		}
+		l.received(t)
 	}
 	p.Consume()
 	s.deliver(l, p, t)

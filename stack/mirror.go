@@ -10,6 +10,7 @@ import (
 type synOptions struct {
 	mss       uint16 // 0: not offered
 	scale     bool
+	shift     uint8 // of scale
 	sack      bool
 	stamps    bool
 	signed    bool // TCP-MD5 or TCP-AO: covers addresses, ports and sequence numbers
@@ -26,7 +27,8 @@ func parseSYN(t wire.TCP) (o synOptions) {
 				o.mss = max(v, 1)
 			}
 		case wire.OptWindowScale:
-			_, o.scale = it.WindowScale()
+			o.shift, o.scale = it.WindowScale()
+			o.shift = min(o.shift, 14)
 		case wire.OptSACKPermitted:
 			o.sack = len(it.Value) == 0
 		case wire.OptTimestamps:

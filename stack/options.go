@@ -33,6 +33,10 @@ type Options struct {
 	TimeWait          time.Duration // how long a closed connection is remembered
 	KeepAlive         time.Duration // idle time after which both ends are probed; 0: never
 
+	// Splice takes connections that no stream stage needs out of netstack: their
+	// packets are translated by constants, in XDP if Env.Splicer takes them.
+	Splice bool
+
 	AckDelay time.Duration // how long an ACK of little waits for data to carry it; 0: not at all
 
 	SendBuffer, SendBufferMax       int // bytes of one leg: at the start, and grown to at most
@@ -57,6 +61,7 @@ func DefaultOptions() Options {
 		HalfClosedTimeout: 5 * time.Minute,
 		CloseTimeout:      30 * time.Second,
 		TimeWait:          500 * time.Millisecond,
+		Splice:            true,
 		AckDelay:          10 * time.Millisecond,
 		SendBuffer:        256 << 10,
 		SendBufferMax:     4 << 20,
@@ -76,12 +81,13 @@ var (
 	ReasonOutOfState   = pipeline.ReasonOutOfState
 	ReasonICMPQuote    = pipeline.DefineReason("tcp_icmp_bad_quote", "an ICMP error that quotes a sequence number which was not in flight")
 	ReasonHoldFull     = pipeline.ReasonHoldFull
+	ReasonSplice       = pipeline.DefineReason("tcp_not_translated", "a packet of a spliced connection that cannot be translated")
 )
 
 // Reasons lists what packets and connections may end for.
 func Reasons() []pipeline.Reason {
 	return []pipeline.Reason{
 		ReasonFlowLimit, ReasonPendingLimit, ReasonUnsupported, ReasonBadOptions,
-		ReasonOutOfState, ReasonICMPQuote, pipeline.ReasonL4Checksum, ReasonHoldFull,
+		ReasonOutOfState, ReasonICMPQuote, pipeline.ReasonL4Checksum, ReasonHoldFull, ReasonSplice,
 	}
 }

@@ -63,6 +63,11 @@ func (s *Stack) service(f *flow, now int64) (more bool) {
 			}
 		}
 		s.checkEnd(f, now)
+		if f.wish.made && f.state == stateOpen {
+			s.trySplice(f, nil, nil, nil, now)
+		}
+	case stateSpliced:
+		s.payOwed(f)
 	case stateClosing:
 		s.checkClosed(f, now)
 	}

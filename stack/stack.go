@@ -15,6 +15,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"penstock/internal/flowtab"
+	"penstock/internal/latency"
 	"penstock/internal/wire"
 	"penstock/pipeline"
 )
@@ -50,6 +51,7 @@ type Stack struct {
 	lingering []*flow                  // those that are only remembered, oldest first
 	lingerAt  int                      // first of them
 	resetting []*flow                  // those whose end waits for data to leave
+	wishes    []*flow                  // those that are to be spliced
 	denials   map[pipeline.Reason]*pipeline.Counter
 
 	tx    []outgoing // taken from link, from txAt on still to be sent
@@ -74,8 +76,10 @@ type Stack struct {
 	spare   [][]byte
 	reader  payload
 
-	simIDs   []nstack.TransportEndpointID // handshakes that quiesce looks at
-	simConns uint64                       // connections begun in a simulation
+	simIDs     []nstack.TransportEndpointID // handshakes that quiesce looks at
+	simConns   uint64                       // connections begun in a simulation
+	splices    bool                         // flows that nobody needs to see are spliced
+	quietTimes latency.Histogram            // from the wish to the splice
 
 	signalled atomic.Bool // the worker is awake or was woken: no need to again
 
@@ -105,6 +109,7 @@ func New(env *pipeline.Env, o Options) (*Stack, error) {
 		shaking:  make(map[nstack.TransportEndpointID]*flow),
 		buf:      make([]byte, relayChunk),
 		shakers:  newShakers(),
+		splices:  o.Splice && env.Splicer != nil,
 	}
 	mtu, err := usableMTU(env)
 	if err != nil {
@@ -329,6 +334,7 @@ func (s *Stack) Tick(now int64) {
 		f.setDeadline(now, 0) // puts another flow at i
 		s.timeout(f, now)
 	}
+	s.checkWishes(now)
 	s.flows.Expire(now, func(f **flow) time.Duration { return s.idleLimit(*f) }, expireStep,
 		func(_ wire.Flow, f **flow) { s.idle(*f, now) })
 	s.bypassed.Expire(now, func(*uint32) time.Duration { return bypassTime }, expireStep, nil)
@@ -355,6 +361,10 @@ func (s *Stack) Flows(yield func(pipeline.FlowInfo)) {
 	for _, p := range s.flows.All() {
 		f := *p
 		if f.state >= stateClosed {
+			continue
+		}
+		if f.state == stateSpliced {
+			yield(f.splice.info(f))
 			continue
 		}
 		yield(pipeline.FlowInfo{

@@ -86,6 +86,7 @@ func (s *Stack) obey(f *flow, st *openStream, v pipeline.StreamVerdict, now int6
 	case pipeline.StreamRelease:
 		st.released = true
 		f.watching--
+		s.wantSplice(f, now)
 	case pipeline.StreamDeny:
 		s.deny(f, v, now)
 		return false

@@ -20,6 +20,9 @@ func (s *Stack) timeout(f *flow, now int64) {
 		} else {
 			s.n.closeTimeout.Add(1)
 		}
+	case stateSpliced: // it has ended
+		s.forget(f, now)
+		return
 	default:
 		if f.resetting == nil {
 			s.n.closeTimeout.Add(1)
@@ -35,6 +38,12 @@ const never = time.Duration(math.MaxInt64)
 // of their own are not the table's concern.
 func (s *Stack) idleLimit(f *flow) time.Duration {
 	d := time.Duration(0)
+	if f.state == stateSpliced {
+		if f.splice.taken {
+			return never // XDP knows
+		}
+		d = s.o.IdleTimeout
+	}
 	if f.state == stateOpen && f.resetting == nil && !f.denying {
 		if f.client.gotFIN != f.server.gotFIN && s.o.HalfClosedTimeout > 0 {
 			d = s.o.HalfClosedTimeout
@@ -109,10 +118,11 @@ func (s *Stack) linger(f *flow, now int64) {
 // shut ends what is left of a connection: endpoints, buffers. It returns the
 // streams, to be closed when all else is done: they are not our code.
 func (s *Stack) shut(f *flow) (streams []openStream) {
-	if f.state >= stateClosed {
+	f.setDeadline(0, 0)
+	if f.state >= stateSpliced {
 		return nil
 	}
-	f.setDeadline(0, 0)
+	s.dropWish(f)
 	f.gone.Store(true)
 	s.active--
 	if f.state <= stateAccepting {

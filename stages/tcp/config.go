@@ -16,6 +16,7 @@ import (
 // those of one worker, and of one connection.
 type Config struct {
 	Depth         string `toml:"depth"`          // auto, inspect, terminate
+	Splice        string `toml:"splice"`         // auto, never: connections that no stream stage needs become one again
 	MaxFlows      int    `toml:"max_flows"`      // connections at once
 	MaxPending    int    `toml:"max_pending"`    // connections being established at once
 	OnLimit       string `toml:"on_limit"`       // bypass, drop: new connections beyond either
@@ -53,7 +54,7 @@ type Config struct {
 func Default() Config {
 	o, i := stack.DefaultOptions(), inspect.DefaultOptions()
 	return Config{
-		Depth: "auto", MaxFlows: o.MaxFlows, MaxPending: o.MaxPending,
+		Depth: "auto", Splice: "auto", MaxFlows: o.MaxFlows, MaxPending: o.MaxPending,
 		OnLimit: "bypass", OnUnsupported: "bypass",
 		DialTimeout: units.Duration(o.DialTimeout), HandshakeTimeout: units.Duration(o.HandshakeTimeout),
 		IdleTimeout: units.Duration(o.IdleTimeout), HalfClosedTimeout: units.Duration(o.HalfClosedTimeout),
@@ -90,6 +91,7 @@ const (
 // Validate adds every problem of c.
 func Validate(c *Config, issues *pipeline.Issues) {
 	oneOf(issues, "depth", c.Depth, "auto", "inspect", "terminate")
+	oneOf(issues, "splice", c.Splice, "auto", "never")
 	oneOf(issues, "on_limit", c.OnLimit, "bypass", "drop")
 	oneOf(issues, "on_unsupported", c.OnUnsupported, "bypass", "drop")
 	oneOf(issues, "loss_detection", c.LossDetection, "rack", "sack")

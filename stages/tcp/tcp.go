@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"penstock/inspect"
+	"penstock/internal/wire"
 	"penstock/pipeline"
 	"penstock/stack"
 )
@@ -29,6 +30,12 @@ func Descriptor() pipeline.Descriptor[Config] {
 		README:   readme,
 		Reasons:  reasons(),
 		Affinity: true,
+		Holds: func(c Config) string {
+			if c.Splice == "never" {
+				return `splice = "never"`
+			}
+			return ""
+		},
 		Default:  Default,
 		Validate: Validate,
 		Depth:    depth,
@@ -64,6 +71,7 @@ var (
 	_ pipeline.Ticker     = (*Stage)(nil)
 	_ pipeline.Drainer    = (*Stage)(nil)
 	_ pipeline.FlowLister = (*Stage)(nil)
+	_ pipeline.FlowEnder  = (*Stage)(nil)
 	_ pipeline.Closer     = (*Stage)(nil)
 )
 
@@ -99,6 +107,9 @@ func (s *Stage) Drain(now int64) int { return s.stack.Drain(now) }
 // Flows implements pipeline.FlowLister.
 func (s *Stage) Flows(yield func(pipeline.FlowInfo)) { s.stack.Flows(yield) }
 
+// FlowEnded implements pipeline.FlowEnder.
+func (s *Stage) FlowEnded(f wire.Flow, now int64) { s.stack.FlowEnded(f, now) }
+
 // Close implements pipeline.Closer.
 func (s *Stage) Close() error { return s.stack.Close() }
 
@@ -113,6 +124,7 @@ func (c *Config) options() stack.Options {
 		KeepAlive: time.Duration(c.KeepAlive), AckDelay: time.Duration(c.AckDelay),
 		SendBuffer: int(c.SendBuffer), SendBufferMax: int(c.SendBufferMax),
 		ReceiveBuffer: int(c.ReceiveBuffer), ReceiveBufferMax: int(c.ReceiveBufferMax),
+		Splice:    c.Splice == "auto",
 		HoldBytes: int(c.HoldBytes), RACK: c.LossDetection == "rack",
 	}
 }

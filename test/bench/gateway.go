@@ -85,6 +85,7 @@ func gateways() []gateway {
 		{name: "redirect", about: "XDP redirect NIC to NIC, no look-up, no counter: the limit", place: inWire, start: startRedirect},
 		{name: "offload", about: "penstock, an acl that releases each flow to XDP after its first packet", place: inWire, config: shipped("offload.toml"), depth: "forward", inXDP: true},
 		{name: "forward", about: "penstock, AF_XDP, a chain without stages", place: inWire, config: shipped("forward.toml"), depth: "forward"},
+		{name: "splice", about: "penstock, tcp stage at depth terminate that splices each connection and offloads it to XDP", place: inWire, config: spliceChain, depth: "terminate", inXDP: true},
 		{name: "terminate", about: "penstock, AF_XDP, tcp stage at depth terminate", place: inWire, config: terminateChain, depth: "terminate"},
 		{name: "terminate+http", about: "the same, and the http stage", place: inWire, config: terminateChain + httpStage, depth: "terminate"},
 		{name: "haproxy-tcp", about: "HAProxy, mode tcp, TPROXY", place: asRouter, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxy("tcp")},
@@ -95,7 +96,11 @@ func gateways() []gateway {
 	}
 }
 
-const terminateChain = `
+// What is measured at depth terminate must not leave it.
+const terminateChain = spliceChain + `  splice = "never"
+`
+
+const spliceChain = `
 [appliance]
 mode    = "bridge"
 on_exit = "open"

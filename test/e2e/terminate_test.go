@@ -29,6 +29,7 @@ name = "web"
   [[chain.stage]]
   kind = "tcp"
   depth = "terminate"
+  splice = "never"
 `
 
 // httpChain looks at port 80 and terminates the rest as it is.

@@ -1,0 +1,226 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"penstock/internal/lab"
+	"penstock/internal/lab/traffic"
+)
+
+// spliceChain terminates all TCP and gives it back: there is no stage that wants
+// to see it.
+const spliceChain = `
+[[steer]]
+from = "lan"
+proto = "tcp"
+to = "through"
+[[chain]]
+name = "through"
+  [[chain.stage]]
+  kind = "tcp"
+  depth = "terminate"
+`
+
+// spliceBytes is how much is sent each way: SPLICE_BYTES, for those who have the
+// time.
+func spliceBytes(t *testing.T) int64 {
+	text := os.Getenv("SPLICE_BYTES")
+	if text == "" {
+		return 32 << 20
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		t.Fatalf("SPLICE_BYTES: %v", err)
+	}
+	return n
+}
+
+// counter sums a counter of the tcp stages.
+func (a *appliance) counter(name string) (n uint64) {
+	a.r.t.Helper()
+	for _, c := range a.status().Chains {
+		for _, st := range c.Stages {
+			n += st.Counters[name]
+		}
+	}
+	return n
+}
+
+// TestSplice moves bytes over connections that were terminated and are one again.
+func TestSplice(t *testing.T) {
+	r := newRig(t, lab.InlineOptions{})
+	r.config("closed", "", spliceChain)
+	r.tcpServer(7000)
+	r.origin(80)
+	a := r.start()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	n := spliceBytes(t)
+	conns := uint64(0)
+	for _, v6 := range []bool{false, true} {
+		addr := r.addr(v6, 7000)
+		for what, fn := range map[string]func() error{
+			"echo":     func() error { return r.client().TCPEcho(ctx, addr, n) },
+			"upload":   func() error { return r.client().TCPDiscard(ctx, addr, n) },
+			"download": func() error { return r.client().TCPSource(ctx, addr, n) },
+			"reset":    func() error { return r.client().TCPReset(ctx, addr, 1<<20) },
+		} {
+			conns++
+			before := a.status().Totals.Packets
+			if err := fn(); err != nil {
+				t.Errorf("%s, %s: %v", what, ipName(v6), err)
+			}
+			if up := a.status().Totals.Packets - before; up > 3000 {
+				t.Errorf("%s, %s: %d packets in user space", what, ipName(v6), up)
+			}
+		}
+		if peer, local, err := r.client().TCPWhoami(ctx, addr); err != nil || local != addr {
+			t.Errorf("%s: the server sees %s at %s, %v", ipName(v6), peer, local, err)
+		}
+		conns++
+	}
+	if got := a.counter("spliced"); got != conns {
+		t.Errorf("%d connections were spliced, want %d", got, conns)
+	}
+	if got := a.counter("splice_offloaded"); got < conns {
+		t.Errorf("%d were offloaded, want %d", got, conns)
+	}
+	r.eventually("nothing is left of them", func() error {
+		s := a.status()
+		if s.Flows.Steered > 0 || s.Flows.Terminated > 0 {
+			return fmt.Errorf("%+v", s.Flows)
+		}
+		return nil
+	})
+	a.stop()
+	r.nothingAttached()
+}
+
+// TestSpliceChurn: many short connections, on addresses and ports that come
+// again.
+func TestSpliceChurn(t *testing.T) {
+	r := newRig(t, lab.InlineOptions{})
+	r.config("closed", "", spliceChain)
+	r.origin(80)
+	a := r.start()
+	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
+	defer cancel()
+	res, err := traffic.Load(ctx, traffic.LoadOptions{
+		Kind: "http", Address: r.addr(false, 80), Path: "/bytes/3000", Conns: 8, Requests: 4000, Dial: r.Client.DialContext,
+	})
+	if err != nil || res.Errors > 0 || res.Requests != 4000 {
+		t.Errorf("%+v, %v", res, err)
+	}
+	t.Logf("%d spliced, %d offloaded, %d packets translated in user space", a.counter("spliced"), a.counter("splice_offloaded"), a.counter("translated"))
+	if a.counter("spliced") < 3500 {
+		t.Errorf("%d of 4000 connections were spliced", a.counter("spliced"))
+	}
+	// The same ports again, at once: half of the time the one before is remembered.
+	for i := range 200 {
+		c, err := r.Client.DialFrom(ctx, "tcp", net.JoinHostPort(r.ClientIP4.String(), strconv.Itoa(20000+i%4)), r.addr(false, 80))
+		if err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		io.WriteString(c, "GET /bytes/100 HTTP/1.0\r\n\r\n")
+		if b, err := io.ReadAll(c); err != nil || len(b) < 100 {
+			t.Fatalf("connection %d: %d bytes, %v", i, len(b), err)
+		}
+		c.(*net.TCPConn).SetLinger(0) // the port can be used again
+		c.Close()
+	}
+	r.eventually("closed connections are forgotten", func() error {
+		s := a.status()
+		if s.Flows.Steered > 0 || s.Flows.Terminated > 0 {
+			return fmt.Errorf("%+v", s.Flows)
+		}
+		return nil
+	})
+	a.stop()
+}
+
+// TestSpliceWithoutDaemon: connections that are spliced go on while the daemon is
+// stopped, killed, and replaced.
+func TestSpliceWithoutDaemon(t *testing.T) {
+	const conns = 200
+	r := newRig(t, lab.InlineOptions{})
+	r.config("open", "", spliceChain)
+	r.tcpServer(7000)
+	a := r.start()
+	var open [conns]net.Conn
+	for i := range open {
+		c, err := r.Client.Dial("tcp", r.addr(i%2 == 1, 7000))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, "echo\n"); err != nil {
+			t.Fatal(err)
+		}
+		open[i] = c
+	}
+	r.eventually("all are offloaded", func() error {
+		if n := a.counter("splice_offloaded"); n < conns {
+			return fmt.Errorf("%d are", n)
+		}
+		return nil
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	var bytes atomic.Int64
+	for i, c := range open {
+		wg.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+				msg := make([]byte, 1+(i*7919+n*104729)%20000)
+				if _, err := io.ReadFull(traffic.NewPattern(uint64(i*1000+n)), msg); err != nil {
+					t.Error(err)
+					return
+				}
+				go c.Write(msg)
+				got := make([]byte, len(msg))
+				if _, err := io.ReadFull(c, got); err != nil || string(got) != string(msg) {
+					t.Errorf("connection %d, message %d: other bytes, or %v", i, n, err)
+					return
+				}
+				bytes.Add(int64(len(msg)))
+			}
+		})
+	}
+	crosses := func(when string) {
+		t.Helper()
+		mark := bytes.Load()
+		r.eventually(when, func() error {
+			if n := bytes.Load() - mark; n < 20<<20 {
+				return fmt.Errorf("%d bytes crossed", n)
+			}
+			return nil
+		})
+	}
+	crosses("with the daemon")
+	if err := a.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	crosses("while it is stopped")
+	a.kill()
+	crosses("after kill -9")
+	a = r.start()
+	crosses("with a new daemon")
+	if n := a.status().Flows.Offloaded; n < conns {
+		t.Errorf("the new daemon knows of %d offloaded flows, want %d", n, conns)
+	}
+	cancel()
+	wg.Wait()
+	a.stop()
+}

@@ -2,8 +2,13 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -154,6 +159,133 @@ func TestOffloadNever(t *testing.T) {
 	}
 	if f, err := a.flow(r.addr(false, 7000)); err != nil || f.Depth != "forward" {
 		t.Errorf("%+v, %v", f, err)
+	}
+	a.stop()
+}
+
+// TestEvicted forgets flows again and again while bytes cross: connections go on
+// as midstream, and none loses a byte.
+func TestEvicted(t *testing.T) {
+	r := newRig(t, lab.InlineOptions{})
+	r.config("open", "", aclChain)
+	r.tcpServer(7000)
+	a := r.start()
+	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
+	defer cancel()
+	var transfers sync.WaitGroup
+	for i := range 4 {
+		transfers.Go(func() {
+			if err := r.client().TCPEcho(ctx, r.addr(i%2 == 1, 7000), 24<<20); err != nil {
+				t.Errorf("transfer %d: %v", i, err)
+			}
+		})
+	}
+	r.eventually("flows are offloaded", func() error {
+		if n := a.status().Flows.Offloaded; n < 4 {
+			return fmt.Errorf("%d are", n)
+		}
+		return nil
+	})
+	if out, err := r.penstock("flows", "--control", r.control(), "--evict").CombinedOutput(); err == nil || !strings.Contains(string(out), "wants a filter") {
+		t.Errorf("evicting without a filter: %v: %s", err, out)
+	}
+	out, err := r.penstock("flows", "--control", r.control(), "--interval", "0", "--evict", "--chain", "filter").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "4 of 4 flows were forgotten") {
+		t.Errorf("%v: %s", err, out)
+	}
+	// A new connection is seen and offloaded as ever, and evicted in its turn.
+	for range 20 {
+		if err := r.client().TCPEcho(ctx, r.addr(false, 7000), 1<<16); err != nil {
+			t.Fatal(err)
+		}
+		flows, err := control.NewClient(r.control()).Flows()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := control.NewClient(r.control()).Evict(flows); err != nil || n != len(flows) || n == 0 {
+			t.Fatalf("%d of %d flows evicted, %v", n, len(flows), err)
+		}
+	}
+	transfers.Wait()
+	r.eventually("no flow is left", func() error {
+		if n := a.status().Flows.Steered; n > 0 {
+			return fmt.Errorf("%d are", n)
+		}
+		return nil
+	})
+	a.stop()
+}
+
+// TestFlowRecords: flows that begin and end, and what rules drop, are recorded.
+func TestFlowRecords(t *testing.T) {
+	r := newRig(t, lab.InlineOptions{})
+	path := filepath.Join(r.dir, "events.json")
+	r.config("closed", "", fmt.Sprintf(`
+[[record]]
+to = "file:%s"
+events = ["flow", "flow_start", "drop"]
+[[steer]]
+proto = "tcp"
+dst_port = [7777]
+to = "drop"
+`, path)+aclChain)
+	r.tcpServer(7000)
+	a := r.start()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	if err := r.client().TCPDiscard(ctx, r.addr(true, 7000), 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	refused, stop := context.WithTimeout(ctx, 300*time.Millisecond)
+	defer stop()
+	if c, err := r.Client.DialContext(refused, "tcp", r.addr(false, 7777)); err == nil {
+		c.Close()
+		t.Error("a connection that a rule drops came about")
+	}
+	type event struct {
+		Type     string `json:"event_type"`
+		DestIP   string `json:"dest_ip"`
+		DestPort uint16 `json:"dest_port"`
+		Proto    string `json:"proto"`
+		Chain    string `json:"chain"`
+		Depth    string `json:"depth"`
+		Reason   string `json:"reason"`
+		Packets  int    `json:"packets"`
+		Flow     struct {
+			PktsToServer  int    `json:"pkts_toserver"`
+			BytesToServer int    `json:"bytes_toserver"`
+			PktsToClient  int    `json:"pkts_toclient"`
+			Reason        string `json:"reason"`
+		} `json:"flow"`
+	}
+	seen := map[string]event{}
+	r.eventually("all kinds of events are recorded", func() error {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		clear(seen)
+		for line := range strings.Lines(string(text)) {
+			var e event
+			if err := json.Unmarshal([]byte(line), &e); err != nil {
+				return nil // the last one is being written
+			}
+			seen[e.Type] = e
+		}
+		if len(seen) < 3 {
+			return fmt.Errorf("got %v", seen)
+		}
+		return nil
+	})
+	if e := seen["flow_start"]; e.DestPort != 7000 || e.DestIP != r.ServerIP6.String() || e.Chain != "filter" || e.Proto != "TCP" {
+		t.Errorf("flow_start: %+v", e)
+	}
+	if e := seen["drop"]; e.DestPort != 7777 || e.Reason != "rule_drop" || e.Packets < 1 {
+		t.Errorf("drop: %+v", e)
+	}
+	// It was closed by both ends, after XDP had it.
+	if e := seen["flow"]; e.DestPort != 7000 || e.Depth != "offload" || e.Flow.Reason != "closed" || e.Flow.BytesToServer < 1<<20 || e.Flow.PktsToClient < 5 {
+		t.Errorf("flow: %+v", e)
 	}
 	a.stop()
 }

@@ -9,6 +9,7 @@ import (
 
 	"penstock/configs"
 	"penstock/internal/control"
+	"penstock/internal/latency"
 )
 
 // gateway is one contestant.
@@ -45,6 +46,9 @@ type running struct {
 	// seen counts packets that took the way that the gateway is measured for; nil
 	// where there is no other by which they could have come.
 	seen func() (uint64, error)
+	// setup is how long flows took from their release to XDP; nil: none leave user
+	// space.
+	setup func() (latency.Summary, error)
 	// processes to end and undo to call, in this order
 	processes []*process
 	undo      []func() error
@@ -188,6 +192,15 @@ func startPenstock(ctx context.Context, b *bed, s *site, g gateway) (*running, e
 	if err := asExpected(st, g.depth); err != nil {
 		_ = r.stop()
 		return nil, err
+	}
+	if g.inXDP {
+		r.setup = func() (latency.Summary, error) {
+			st, err := client.Status()
+			if err != nil {
+				return latency.Summary{}, err
+			}
+			return st.Workers[0].OffloadDelay, nil // one queue, one worker
+		}
 	}
 	r.seen = func() (n uint64, err error) {
 		st, err := client.Status()

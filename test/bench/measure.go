@@ -15,6 +15,7 @@ import (
 
 	"penstock/internal/lab"
 	"penstock/internal/lab/traffic"
+	"penstock/internal/latency"
 )
 
 // result is one load on one gateway.
@@ -34,8 +35,11 @@ type result struct {
 	// Softirq is what ksoftirqd of the gateway's CPU ran meanwhile: work that might
 	// be the gateway's and is not in CPUSeconds.
 	Softirq float64 `json:"ksoftirqd_seconds"`
-	Failed  string  `json:"failed,omitempty"`
-	Absent  bool    `json:"absent,omitempty"` // the gateway is not installed here
+	// Setup is how long flows took from their release to XDP, since the gateway was
+	// started.
+	Setup  *latency.Summary `json:"setup,omitempty"`
+	Failed string           `json:"failed,omitempty"`
+	Absent bool             `json:"absent,omitempty"` // the gateway is not installed here
 }
 
 // measure starts a gateway, checks that it is transparent and does its work
@@ -76,6 +80,11 @@ func (b *bed) measure(ctx context.Context, g gateway, workloads []workload, roun
 	for i, w := range workloads {
 		m, err := b.one(ctx, g, s, r, tids, w)
 		m.Gateway, m.Workload, m.Round = g.name, w.name, round
+		if err == nil && r.setup != nil {
+			var setup latency.Summary
+			setup, err = r.setup()
+			m.Setup = &setup
+		}
 		if err != nil {
 			m.Failed = strings.ReplaceAll(err.Error(), "\n", "; ")
 		}

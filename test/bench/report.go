@@ -213,6 +213,29 @@ func (r report) printWorkload(out io.Writer, w workload) {
 		fmt.Fprintln(tw)
 	}
 	tw.Flush()
+	r.printSetup(out, w)
+}
+
+// printSetup says, where connections are short, how soon their flows were in
+// XDP.
+func (r report) printSetup(out io.Writer, w workload) {
+	if w.name != "close" {
+		return
+	}
+	for _, g := range r.gateways(w.name) {
+		var p50, p99 []float64
+		flows := uint64(0)
+		for _, m := range r.of(g, w.name) {
+			if m.Setup != nil && m.Setup.Count > 0 {
+				p50, p99 = append(p50, 1e6*m.Setup.P50), append(p99, 1e6*m.Setup.P99)
+				flows += m.Setup.Count
+			}
+		}
+		if flows > 0 {
+			fmt.Fprintf(out, "  %s: from the release of a flow to XDP having it %s us (p50), %s us (p99), %d flows\n",
+				g, whole(spreadOf(p50)), whole(spreadOf(p99)), flows)
+		}
+	}
 }
 
 // why says what was wrong with a gateway's first failed round.

@@ -89,7 +89,13 @@ func TestRedirect(t *testing.T) {
 		}
 	}()
 	g := o.gateways[0]
-	results := b.measure(ctx, g, o.workloads, 0, func(result) {})
+	var results []result
+	for round := range 5 { // in a second of a busy machine no object may come through whole
+		results = b.measure(ctx, g, o.workloads, round, func(result) {})
+		if len(results) == 1 && results[0].Failed == "" {
+			break
+		}
+	}
 	if len(results) != 1 || results[0].Failed != "" {
 		t.Fatalf("%+v", results)
 	}

@@ -9,6 +9,7 @@ type FlowInfo struct {
 	State   string // in the stage's words: "connecting", "established", ...
 	Why     string // why it is not higher up (nearer to offload)
 	Start   int64  // ns since the epoch
+	Since   int64  // when the flow came to this depth; 0: when it started
 	Packets uint64
 	Bytes   uint64
 }

@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"fmt"
 	"time"
 
 	"penstock/internal/rewrite"
@@ -237,11 +238,28 @@ func (s *Stack) translate(f *flow, p *pipeline.Packet, now int64) {
 	p.Continue()
 }
 
+// why says why a flow is not spliced.
+func (f *flow) why(s *Stack, now int64) string {
+	switch w := &f.wish; {
+	case f.watching > 0:
+		return fmt.Sprintf("%d of the stream stages behind the tcp stage want its bytes", f.watching)
+	case !s.splices:
+		return "the tcp stage terminates it"
+	case f.state != stateOpen:
+		return "it is being established or closed"
+	case w.made && w.capping:
+		return fmt.Sprintf("it waits since %v for a moment in which nothing is on its way, to be spliced", time.Duration(now-w.since).Round(time.Millisecond))
+	case w.made:
+		return fmt.Sprintf("it did not come to rest, to be spliced; the next try is in %v", time.Duration(w.until-now).Round(time.Millisecond))
+	}
+	return "the tcp stage terminates it"
+}
+
 // info describes a spliced flow.
 func (y *spliced) info(f *flow) pipeline.FlowInfo {
 	i := pipeline.FlowInfo{
 		Flow: f.conn.Flow, Depth: pipeline.DepthForward, State: f.state.String(),
-		Why: "XDP has not taken it; its packets are translated in user space", Start: f.conn.Start, Packets: f.packets,
+		Why: "XDP has not taken it; its packets are translated in user space", Start: f.conn.Start, Since: y.start, Packets: f.packets,
 		Bytes: f.dir[pipeline.ToServer].bytes + f.dir[pipeline.ToClient].bytes,
 	}
 	if y.taken {

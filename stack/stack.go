@@ -358,6 +358,7 @@ func (s *Stack) Drain(int64) (left int) {
 
 // Flows yields the connections that are terminated now.
 func (s *Stack) Flows(yield func(pipeline.FlowInfo)) {
+	now := s.env.Now()
 	for _, p := range s.flows.All() {
 		f := *p
 		if f.state >= stateClosed {
@@ -369,7 +370,7 @@ func (s *Stack) Flows(yield func(pipeline.FlowInfo)) {
 		}
 		yield(pipeline.FlowInfo{
 			Flow: f.conn.Flow, Depth: pipeline.DepthTerminate, State: f.state.String(),
-			Why: "the tcp stage terminates it", Start: f.conn.Start, Packets: f.packets,
+			Why: f.why(s, now), Start: f.conn.Start, Packets: f.packets,
 			Bytes: f.dir[pipeline.ToServer].bytes + f.dir[pipeline.ToClient].bytes,
 		})
 	}

@@ -141,6 +141,9 @@ func (a *appliance) Flows() ([]control.Flow, error) {
 			if info, ok := kept[key]; ok {
 				f.Depth, f.State, f.Why = info.Depth.String(), info.State, info.Why
 				f.AgeSeconds = float64(wall-info.Start) / 1e9
+				if info.Since > 0 {
+					f.DepthSeconds = float64(wall-info.Since) / 1e9
+				}
 			}
 			switch e.Action {
 			case bpf.Bypass:

@@ -109,8 +109,10 @@ type Flow struct {
 	Why        string  `json:"why"` // why it is not higher up
 	State      string  `json:"state,omitempty"`
 	AgeSeconds float64 `json:"age_seconds"`
-	Packets    uint64  `json:"packets"`
-	Bytes      uint64  `json:"bytes"`
+	// DepthSeconds is for how long the flow has been at this depth, if a stage knows.
+	DepthSeconds float64 `json:"depth_seconds,omitempty"`
+	Packets      uint64  `json:"packets"`
+	Bytes        uint64  `json:"bytes"`
 }
 
 // DenyAdd asks for prefixes to be denied.

@@ -27,8 +27,13 @@ type Descriptor[C any] struct {
 
 	// Holds returns why stages with this configuration never let go of a flow,
 	// or "" if they release flows (Packet.Release, StreamRelease). nil: they
-	// never do. Not for NewBoundary: its depth and the streams decide.
+	// never do. For NewBoundary it says so of connections that are terminated, and
+	// nil means that the streams decide.
 	Holds func(c C) string
+
+	// Releases says when a stage that does not hold flows lets go of one; for
+	// people.
+	Releases func(c C) string
 
 	// Needs returns what a stage with this configuration does with connections,
 	// and why; only for NewStream. nil: NeedDeny.
@@ -68,6 +73,7 @@ type Kind struct {
 	buildBound  func(any, *Env, []StreamStage, []string) (Stage, error)
 	depth       func(any, Need) (Depth, string)
 	holds       func(any) string
+	releases    func(any) string
 	needs       func(any) (Need, string)
 	suits       func(any, Need, string, string, *Issues)
 }
@@ -111,13 +117,21 @@ func (k *Kind) Needs(config any) (Need, string) {
 	return k.needs(config)
 }
 
+// Releases says when a stage of this kind lets go of a flow, or "".
+func (k *Kind) Releases(config any) string {
+	if k.releases == nil {
+		return ""
+	}
+	return k.releases(config)
+}
+
 // Holds returns why a stage of this kind never lets go of a flow, or "".
 func (k *Kind) Holds(config any) string {
 	switch {
-	case k.Layer == BoundaryLayer:
-		return "" // its depth and the stages behind it decide
 	case k.holds != nil:
 		return k.holds(config)
+	case k.Layer == BoundaryLayer:
+		return "" // its depth and the stages behind it decide
 	case k.Layer == StreamLayer:
 		return "looks at every byte"
 	}
@@ -169,6 +183,9 @@ func Register[C any](r *Registry, d Descriptor[C]) {
 	}
 	if d.Suits != nil {
 		k.suits = func(c any, n Need, stage, why string, i *Issues) { d.Suits(*c.(*C), n, stage, why, i) }
+	}
+	if d.Releases != nil {
+		k.releases = func(c any) string { return d.Releases(*c.(*C)) }
 	}
 	if d.Holds != nil {
 		k.holds = func(c any) string { return d.Holds(*c.(*C)) }

@@ -208,7 +208,20 @@ func offload(spec *pipeline.ChainSpec) string {
 	case len(spec.Stages) == 0:
 		return "flows leave user space with their first packet: there is no stage"
 	}
-	return "flows leave user space as soon as every stage has released them"
+	var when []string
+	for _, st := range spec.Stages {
+		if text := st.Kind.Releases(st.Config); text != "" {
+			when = append(when, st.Kind.Name+" "+text)
+		}
+	}
+	text := "flows leave user space as soon as every stage has let go of them"
+	if d, _, _ := spec.Depth(); d == pipeline.DepthTerminate {
+		text += " and nothing is on its way: they are spliced"
+	}
+	if len(when) > 0 {
+		text += " (" + strings.Join(when, "; ") + ")"
+	}
+	return text
 }
 
 func (c *Config) explainEvents(b *strings.Builder) {

@@ -27,6 +27,7 @@ func Descriptor() pipeline.Descriptor[Config] {
 		Default:  defaults,
 		Validate: validate,
 		New:      newStage,
+		Releases: func(Config) string { return "with the first packet, if both directions share a fate" },
 		Holds: func(c Config) string {
 			for i := range c.Rules {
 				if f := &c.Rules[i].Fields; f.Flags.Set|f.Flags.Clear != 0 || f.Fragment != nil {

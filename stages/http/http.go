@@ -27,7 +27,8 @@ func Descriptor() pipeline.Descriptor[Config] {
 		Default:   defaults,
 		Validate:  validate,
 		Needs:     func(c Config) (pipeline.Need, string) { return c.needs() },
-		Holds:     func(Config) string { return "follows requests to the end of their connection" },
+		Holds:     func(Config) string { return "" },
+		Releases:  func(Config) string { return "when a connection is no HTTP/1 or becomes another protocol, else never" },
 		NewStream: func(c Config, env *pipeline.Env) (pipeline.StreamStage, error) { return newStage(c, env), nil },
 	}
 }

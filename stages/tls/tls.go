@@ -27,6 +27,7 @@ func Descriptor() pipeline.Descriptor[Config] {
 		Default:   defaults,
 		Validate:  validate,
 		Holds:     func(Config) string { return "" },
+		Releases:  func(Config) string { return "after the ServerHello" },
 		Needs:     needs,
 		NewStream: func(c Config, env *pipeline.Env) (pipeline.StreamStage, error) { return newStage(c, env), nil },
 	}

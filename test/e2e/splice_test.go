@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"strconv"
 	"sync"
@@ -222,5 +224,91 @@ func TestSpliceWithoutDaemon(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
+	a.stop()
+}
+
+// TestSpliceAfterUpgrade: the http stage sees a connection until it becomes
+// another protocol; then it is spliced, and every byte is right across that.
+func TestSpliceAfterUpgrade(t *testing.T) {
+	r := newRig(t, lab.InlineOptions{})
+	r.config("closed", "", httpChain)
+	ln, err := r.Server.Listen("tcp", r.addr(false, 80))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				defer c.Close()
+				in := bufio.NewReader(c)
+				for {
+					req, err := http.ReadRequest(in)
+					if err != nil {
+						return
+					}
+					if req.Header.Get("Upgrade") == "" {
+						io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+						continue
+					}
+					io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+					io.Copy(c, in)
+					return
+				}
+			})
+		}
+	})
+	defer serving.Wait()
+	defer ln.Close()
+	a := r.start()
+	c, err := r.Client.Dial("tcp", r.addr(false, 80))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(60 * time.Second))
+	in := bufio.NewReader(c)
+	answer := func(head string, status int) {
+		t.Helper()
+		if _, err := io.WriteString(c, head); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(in, nil)
+		if err != nil || resp.StatusCode != status {
+			t.Fatalf("%+v, %v", resp, err)
+		}
+		if status == 200 {
+			io.Copy(io.Discard, resp.Body)
+		}
+	}
+	for range 3 {
+		answer("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n", 200)
+	}
+	if n := a.counter("spliced"); n != 0 {
+		t.Errorf("spliced %d times while the http stage reads along", n)
+	}
+	answer("GET / HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n", 101)
+	for i := range 50 {
+		msg := make([]byte, 1+i*2000)
+		if _, err := io.ReadFull(traffic.NewPattern(uint64(i)), msg); err != nil {
+			t.Fatal(err)
+		}
+		go c.Write(msg)
+		got := make([]byte, len(msg))
+		if _, err := io.ReadFull(in, got); err != nil || string(got) != string(msg) {
+			t.Fatalf("message %d: other bytes, or %v", i, err)
+		}
+	}
+	if n := a.counter("spliced"); n != 1 {
+		t.Errorf("spliced %d times, want once", n)
+	}
+	f, err := a.flow(r.addr(false, 80))
+	if err != nil || f.Depth != "offload" || f.State != "spliced" || f.DepthSeconds <= 0 || f.DepthSeconds > f.AgeSeconds {
+		t.Errorf("%+v, %v", f, err)
+	}
 	a.stop()
 }

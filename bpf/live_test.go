@@ -224,7 +224,7 @@ func TestSocketGetsPacketsWithMetadata(t *testing.T) {
 			a := inline(t, lab.VethOptions{}, func(o *Options) {
 				o.Ports[0].Mode, o.Ports[1].Mode = mode, mode
 				o.Rules = []Rule{
-					{From: 0, Proto: ProtoTCP, Action: ToChain, Chain: 0xabcd},
+					{From: 0, Proto: ProtoTCP, Action: ToChain, Chain: 0x2bcd},
 					{From: 0, Proto: ProtoUDP, Action: ToChain, Chain: 3},
 				}
 			})
@@ -244,13 +244,13 @@ func TestSocketGetsPacketsWithMetadata(t *testing.T) {
 				packet []byte
 				chain  uint16
 			}{
-				{"SYN", 0, tcp4(t, "S", 0), 0xabcd},
-				{"full size", 0, tcp4(t, "PA", 1460), 0xabcd},
-				{"odd size", 0, tcp4(t, "PA", 7), 0xabcd},
-				{"reply", 1, tcp4Reply(t, "SA", 0), 0xabcd},
+				{"SYN", 0, tcp4(t, "S", 0), 0x2bcd},
+				{"full size", 0, tcp4(t, "PA", 1460), 0x2bcd},
+				{"odd size", 0, tcp4(t, "PA", 7), 0x2bcd},
+				{"reply", 1, tcp4Reply(t, "SA", 0), 0x2bcd},
 				{"UDP", 0, udp4(t, 1), 3},
-				{"IPv6", 0, tcp6(t, "S", 33), 0xabcd},
-				{"VLAN", 0, build(t, eth(layers.EthernetTypeDot1Q), vlan(9, layers.EthernetTypeIPv4), vlanned, tcp(vlanned, "S")), 0xabcd},
+				{"IPv6", 0, tcp6(t, "S", 33), 0x2bcd},
+				{"VLAN", 0, build(t, eth(layers.EthernetTypeDot1Q), vlan(9, layers.EthernetTypeIPv4), vlanned, tcp(vlanned, "S")), 0x2bcd},
 			} {
 				raw, err := ends[s.port].Raw("eth0")
 				if err != nil {

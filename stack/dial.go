@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"math"
 	"net/netip"
 	"time"
 
@@ -260,7 +261,11 @@ func (s *Stack) whileDialing(p *pipeline.Packet, t wire.TCP, f *flow, fromClient
 	if answers && flags&(wire.FlagSYN|wire.FlagRST) == wire.FlagSYN {
 		// Netstack must not see what the client did not ask for: a server that
 		// offers it unasked would be believed.
-		mirror(t, f.syn.offered)
+		offered := f.syn.offered
+		if offered.mss == 0 {
+			offered.mss = math.MaxUint16 // a segment size is announced, not negotiated
+		}
+		mirror(t, offered)
 		f.syn.accepted = parseSYN(t)
 		f.server.isn = t.Seq()
 		f.server.begins(t, f.syn.accepted.shift)

@@ -62,7 +62,10 @@ func (s *Stack) emit(o *outgoing, max int, now int64) (frames int, done bool) {
 	if l == nil {
 		l = s.lookup(o.ip, t)
 	}
-	if l == nil || l.mute || flags.Has(wire.FlagSYN|wire.FlagACK) && !l.shaking(t) {
+	// What netstack answers to a segment of a connection that is over is for its
+	// end to hear: it may not know.
+	late := l != nil && o.leg == nil && l.f.state == stateClosed && flags&wire.FlagRST != 0
+	if l == nil || l.mute && !late || flags.Has(wire.FlagSYN|wire.FlagACK) && !l.shaking(t) {
 		s.n.txOrphan.Add(1)
 		return 0, true
 	}

@@ -114,6 +114,9 @@ type leg struct {
 	ackSent uint32 // acknowledgment in the last segment that went out
 	written uint32 // bytes the relay gave to netstack, modulo 2^32
 
+	stamp   uint32 // of its end's last segment in order (TS.Recent of RFC 7323)
+	stamped bool   // stamp is known
+
 	gro      *nstack.PacketBuffer // segments to be given to netstack together
 	groTail  *buffer.View         // payload that is still to be appended to gro
 	groNext  uint32               // sequence number that would continue them

@@ -106,7 +106,9 @@ func (s *Stack) segment(p *pipeline.Packet, now int64) {
 		l.received(t)
 	}
 	p.Consume()
-	s.deliver(l, p, t)
+	if f.state != stateAccepting && f.state != stateOpen || s.acceptable(l, p, t) {
+		s.deliver(l, p, t)
+	}
 }
 
 // midstream passes on a packet of a connection that is not terminated.
@@ -126,7 +128,7 @@ func (s *Stack) syn(p *pipeline.Packet, t wire.TCP, f *flow, fromClient bool, ke
 		s.n.reused.Add(1)
 		s.supersede(f, now)
 		s.begin(p, t, key, reversed, now)
-	case !fromClient:
+	case !fromClient && f.state < stateOpen:
 		// Simultaneous open and its relatives would show the stream stages
 		// another connection than the one the ends have.
 		p.Drop(ReasonOutOfState)
@@ -138,8 +140,8 @@ func (s *Stack) syn(p *pipeline.Packet, t wire.TCP, f *flow, fromClient bool, ke
 	case f.state <= stateAccepting:
 		p.Consume() // repeated; netstack has timers of its own
 	default:
-		// RFC 5961: netstack challenges it. A client that has lost its
-		// connection answers with a reset and repeats the SYN.
+		// RFC 5961: netstack challenges it. An end that has lost its connection
+		// answers with a reset, and a client repeats the SYN.
 		return false
 	}
 	return true

@@ -281,7 +281,8 @@ func (s *Stack) finishResets(now int64) (busy bool) {
 			to := f.resetting.towards()
 			dir := &f.dir[to]
 			s.pump(f, to, now)
-			if !f.resetting.dead() && !(dir.cut && len(dir.buf) == 0 && f.resetting.sentAll()) {
+			written := f.resetting.sentFIN || dir.cut && len(dir.buf) == 0
+			if !f.resetting.dead() && !(written && f.resetting.sentAll()) {
 				i++
 				continue
 			}

@@ -74,7 +74,9 @@ func example() *source {
 				}},
 			}},
 			Chains: []Chain{{Depth: "terminate", ChainStats: pipeline.ChainStats{
-				Name: "web", Packets: 7, Stages: []pipeline.StageStats{{Kind: "tcp", Consumed: 7, Counters: map[string]uint64{"dials": 1}}},
+				Name: "web", Packets: 7, Stages: []pipeline.StageStats{{Kind: "tcp", Consumed: 7, Counters: map[string]uint64{"dials": 1}, Histograms: []pipeline.HistogramStats{
+					{Name: "some_convention_seconds", Labels: []pipeline.Label{{Name: "model", Value: "m"}}, Bounds: []float64{0.5, 2}, Counts: []uint64{1, 2, 3}, Sum: 20.5},
+				}}},
 			}}},
 			Totals: pipeline.Totals{Packets: 9, Forwarded: 1, Consumed: 7, Dropped: map[string]uint64{"acl_denied": 1}},
 			Workers: []pipeline.WorkerStats{{Turns: 10, IdleTurns: 4, OffloadTimes: latency.Snapshot{
@@ -168,6 +170,9 @@ func TestMetrics(t *testing.T) {
 	}
 	for _, want := range []string{
 		`penstock_packets_total 9`,
+		`some_convention_seconds_bucket{chain="web",index="1",model="m",stage="tcp",le="2"} 3`,
+		`some_convention_seconds_count{chain="web",index="1",model="m",stage="tcp"} 6`,
+		`some_convention_seconds_sum{chain="web",index="1",model="m",stage="tcp"} 20.5`,
 		`penstock_packet_ends_total{end="consumed"} 7`,
 		`penstock_dropped_packets_total{reason="acl_denied"} 1`,
 		`penstock_xdp_packets_total{port="lan",reason="flow_known"} 5`,

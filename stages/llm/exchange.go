@@ -246,12 +246,14 @@ func (e *exchange) usage() string {
 		return "failed"
 	case !e.whole && !e.terminal:
 		return "partial"
+	case e.streamed && !e.terminal && e.finish == "":
+		// A server whose client is gone may end the response in good order,
+		// in the middle of the stream.
+		return "partial"
 	case !reported && e.unread != readAll:
 		return "partial"
 	case !reported:
 		return "missing"
-	case e.streamed && !e.terminal && e.finish == "":
-		return "partial"
 	}
 	return "complete"
 }

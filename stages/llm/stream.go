@@ -91,7 +91,7 @@ func (c *stream) end(now int64) {
 
 // giveUp is the end of what can be followed of a connection.
 func (c *stream) giveUp(why unread, now int64) {
-	if c.seen {
+	if c.seen || why != unreadHTTP {
 		c.s.n.unread[why].Add(1)
 	} else {
 		c.s.n.released.Add(1)
@@ -263,6 +263,16 @@ func (c *stream) takeHead(m *message, b []byte, now int64) (head []byte, n int) 
 		return nil, len(b)
 	}
 	m.head = append(m.head, part...)
+	if m == &c.req {
+		if bytes.HasPrefix(m.head, []byte("\r\n")) { // RFC 9112 2.2, in two pieces
+			c.s.putHead(&m.head)
+			return nil, 2 - kept
+		}
+		if !c.seen && !http1.PlausibleStart(m.head) {
+			c.giveUp(unreadHTTP, now)
+			return nil, len(b)
+		}
+	}
 	if i := bytes.Index(m.head[from:], []byte("\r\n\r\n")); i >= 0 {
 		end := from + i + 4
 		return m.head[:end], end - kept

@@ -17,7 +17,7 @@ type EventKind uint8
 // The kinds.
 const (
 	EventFlowBegan EventKind = iota // a rule sent a new flow to a chain
-	// EventDropped is a sample of what rules, or Midstream, drop: one packet each CPU and 10 ms, at most.
+	// EventDropped is a sample of what the gate, rules, or Midstream drop: one packet each CPU and 10 ms, at most.
 	EventDropped
 )
 

@@ -118,3 +118,17 @@ func TestReadEventsOfClosed(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// What the gate drops is sampled as well.
+func TestEventsOfTheGate(t *testing.T) {
+	r := ownRig(t, func(o *Options) { o.Rules, o.Events = all, []EventKind{EventDropped} })
+	packet := udp4(t, 0)
+	r.change(GateChange{Add: deny(flowOf(t, packet).Src.String() + "/32")})
+	if got, want := r.run(0, packet).fate(), (fate{VerdictDrop, "gate_denied"}); got != want {
+		t.Fatalf("got %v, want %v", got, want)
+	}
+	got := r.readEvents()
+	if len(got) != 1 || got[0].Reason.String() != "gate_denied" || got[0].Key != flowOf(t, packet) || got[0].Count != 1 {
+		t.Errorf("got %+v", got)
+	}
+}

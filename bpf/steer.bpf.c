@@ -235,7 +235,7 @@ int steer(struct xdp_md *ctx)
 		int reason = gate(ctx, &p, parsed);
 
 		if (reason != GATE_PASSED)
-			return gate_drop(ctx, reason);
+			return gate_drop(ctx, &p, reason);
 	}
 	switch (parsed) {
 	case PARSED_FLOW:

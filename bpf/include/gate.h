@@ -2,6 +2,7 @@
 #ifndef PENSTOCK_GATE_H
 #define PENSTOCK_GATE_H
 
+#include "event.h"
 #include "exit.h"
 #include "maps.h"
 #include "parse.h"
@@ -54,8 +55,9 @@ static __always_inline bool gate_open(void)
 }
 
 /* The only way out for packets that the gate drops. */
-static __always_inline int gate_drop(struct xdp_md *ctx, enum reason reason)
+static __always_inline int gate_drop(struct xdp_md *ctx, const struct packet *p, enum reason reason)
 {
+	event_dropped(p, bpf_ktime_get_coarse_ns(), reason);
 	return steer_exit(ctx, VERDICT_DROP, reason);
 }
 

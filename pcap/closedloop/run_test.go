@@ -103,7 +103,7 @@ func captures(t testing.TB, dirs ...string) (files []string) {
 // all returns the captures of the repository and, where PENSTOCK_PCAPS names a
 // directory of more, those too.
 func all(t testing.TB) []string {
-	dirs := []string{"testdata", "../../internal/wire/testdata", "../testdata"}
+	dirs := []string{"../../internal/wire/testdata", "../testdata"}
 	if more := os.Getenv("PENSTOCK_PCAPS"); more != "" {
 		dirs = append(dirs, more)
 	}

@@ -167,7 +167,8 @@ func TestREADMEListsTheReasons(t *testing.T) {
 func TestInstructionCeiling(t *testing.T) {
 	// The translator brought 1200 instructions in the object and 11,000 verified ones: its steps are global functions, so that the walk
 	// over TCP options is looked at once. More than the ceilings means that something has multiplied.
-	const verifiedCeiling, objectCeiling, tableCeiling = 120_000, 6_500, 10_000
+	// Linux 6.1 looks at far more than newer ones (docs/kernels.md).
+	const verifiedCeiling, objectCeiling, tableCeiling = 180_000, 6_500, 10_000
 	spec, err := loadSteer()
 	if err != nil {
 		t.Fatal(err)

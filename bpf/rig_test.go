@@ -162,6 +162,10 @@ func (r *rig) listen(port int) {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { unix.Close(fd) })
+	// Since 7.x the map takes only sockets that can receive.
+	if err := unix.SetsockoptInt(fd, unix.SOL_XDP, unix.XDP_RX_RING, 64); err != nil {
+		r.t.Fatal(err)
+	}
 	if err := r.SetSocket(port, 0, fd); err != nil {
 		r.t.Fatal(err)
 	}

@@ -89,7 +89,6 @@ static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, 
 	enum installed installed;
 	enum listener listener;
 	enum action action;
-	__u16 chain;
 	int rule;
 
 	if (p->key.proto == PROTO_TCP && !is_pure_syn(p)) {
@@ -118,23 +117,24 @@ static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, 
 	listener = find_listener(ctx, now);
 	if (listener != LISTENER_THERE)
 		return steer_unheard(ctx, listener);
-	chain = rule;
+	p->chain = rule;
 	if (default_action == DEFAULT_ROUTE) {
 		switch (route_ask(ctx, r, true)) {
 		case ROUTE_PASS:
 			return steer_exit(ctx, VERDICT_PASS, r->reason);
 		case ROUTE_WAIT: /* it comes again, when the way is known */
-			return deliver_routed(ctx, chain, hash, REASON_FLOW_NEW, r);
+			return deliver_routed(ctx, p->chain, hash, REASON_FLOW_NEW, r);
 		}
 	}
-	installed = flow_install(p, &chain, hash, frame_len(ctx), now);
+	p->len = frame_len(ctx);
+	installed = flow_install(p, hash, now);
 	if (installed != INSTALLED) {
 		fragment_note(p, ACTION_BYPASS, 0, 0);
 		return steer_default(ctx, installed == INSTALL_CONFLICT ? REASON_FLOW_CONFLICT : REASON_FLOW_TABLE_FULL);
 	}
-	event_flow_began(p, now, chain);
-	fragment_note(p, ACTION_CHAIN, chain, hash);
-	return deliver_routed(ctx, chain, hash, REASON_FLOW_NEW, r);
+	event_flow_began(p, now, p->chain);
+	fragment_note(p, ACTION_CHAIN, p->chain, hash);
+	return deliver_routed(ctx, p->chain, hash, REASON_FLOW_NEW, r);
 }
 
 /* A packet that should be changed and is not goes up as it came, not routed either. Its receiver could do nothing with it as it is: if

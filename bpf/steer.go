@@ -424,7 +424,7 @@ func explainLoad(err error) error {
 	case errors.As(err, &v) && !hasPerfmon():
 		return fmt.Errorf("the kernel's verifier refuses it without CAP_PERFMON; %s: %w", grant, err)
 	case errors.As(err, &v):
-		return fmt.Errorf("the kernel's verifier refuses it (Linux 5.15 or later is needed): %w", err)
+		return fmt.Errorf("the kernel's verifier refuses it; mend: run Linux 6.1 or later: %w", err)
 	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
 		return fmt.Errorf("no permission; %s: %w", grant, err)
 	case errors.Is(err, unix.ENOMEM):

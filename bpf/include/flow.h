@@ -223,26 +223,26 @@ enum installed {
 #define EEXIST 17
 
 /* Makes the entry of a new flow that of its first direction, which p is of, or of the other one. */
-static __always_inline void flow_entry(struct flow *e, bool first, const struct packet *p, __u64 bytes)
+static __always_inline void flow_entry(struct flow *e, bool first, const struct packet *p)
 {
 	e->packets = first;
-	e->bytes = first ? bytes : 0;
+	e->bytes = first ? p->len : 0;
 	e->tcp_flags = first ? p->tcp_flags : 0;
 	e->in_port = first ? port_id : NO_PORT;
 	e->reply = !first;
 }
 
 /* Writes both entries of a new flow, or none. The lower one goes first, whichever direction begins: if two CPUs see the two
- * ends begin at once, one of them wins both entries. *chain is what counts in the end: that of an entry which was there already. Not
- * inlined: its entry would not fit into the stack besides a route. */
-static __noinline enum installed flow_install(struct packet *p, __u16 *chain, __u32 hash, __u64 bytes, __u64 now)
+ * ends begin at once, one of them wins both entries. p->chain is what counts in the end: that of an entry which was there already, p->len
+ * the length of the frame. Not inlined: its entry would not fit into the stack besides a route; few arguments: they take stack too. */
+static __noinline enum installed flow_install(struct packet *p, __u32 hash, __u64 now)
 {
 	struct flow_key other_way;
 	struct flow entry = {
 		.start = now,
 		.last_seen = now,
 		.hash = hash,
-		.chain = *chain,
+		.chain = p->chain,
 	};
 	int order = flow_order(&p->key);
 	bool lower = order <= 0;
@@ -253,15 +253,15 @@ static __noinline enum installed flow_install(struct packet *p, __u16 *chain, __
 	flow_other(&p->key, 0, &other_way);
 	low = lower ? &p->key : &other_way;
 	high = lower ? &other_way : &p->key;
-	flow_entry(&entry, lower, p, bytes);
+	flow_entry(&entry, lower, p);
 	err = bpf_map_update_elem(&flows, low, &entry, BPF_NOEXIST);
 	if (err == -EEXIST) {
 		if (flow_is_others(low, high))
 			return INSTALL_CONFLICT;
 		there = bpf_map_lookup_elem(&flows, low);
 		if (there)
-			*chain = entry.chain = there->chain;
-		flow_entry(&entry, !lower, p, bytes);
+			p->chain = entry.chain = there->chain;
+		flow_entry(&entry, !lower, p);
 		err = bpf_map_update_elem(&flows, high, &entry, BPF_NOEXIST);
 		return !err || err == -EEXIST ? INSTALLED : INSTALL_NO_ROOM;
 	}
@@ -275,7 +275,7 @@ static __noinline enum installed flow_install(struct packet *p, __u16 *chain, __
 		return INSTALL_CONFLICT;
 	}
 	/* We own the lower one, so a higher one is left over from a pair that is being removed: replace it. */
-	flow_entry(&entry, !lower, p, bytes);
+	flow_entry(&entry, !lower, p);
 	if (!bpf_map_update_elem(&flows, high, &entry, BPF_ANY))
 		return INSTALLED;
 	bpf_map_delete_elem(&flows, low);

@@ -27,17 +27,19 @@ enum parsed {
 	PARSED_BAD,      /* malformed; reason says how */
 };
 
+/* Small, since the verifiers before 6.8 round each function's stack up to 32 bytes, and 512 must do for three. */
 struct packet {
 	struct flow_key key;
 	__be32 fragment_id;
-	__u16 reason;  /* enum reason */
+	__u16 chain;   /* of the flow, once a rule has named one */
+	__u16 at;      /* transport header behind IPv6 extension headers: offset, at most MAX_OFFSET, */
+	__u32 len;     /* and bytes of the IP packet from there on; steer: of the frame */
+	__u8 reason;   /* enum reason */
 	__u8 fragment : 1; /* first of several fragments */
 	__u8 options : 1;  /* IPv4 options, IPv6 hop-by-hop options or routing header */
 	__u8 quotes : 1;   /* key is that of a packet that an ICMP error quotes */
 	__u8 tags : 2;     /* VLAN tags before the IP header */
 	__u8 tcp_flags;
-	__u32 at;  /* transport header behind IPv6 extension headers: offset, */
-	__u32 len; /* and bytes of the IP packet from there on */
 };
 
 struct cursor {
@@ -71,6 +73,16 @@ static __always_inline void *take(struct cursor *c, __u32 len)
 		return NULL;
 	c->pos = head + len;
 	return head;
+}
+
+/* A length out of a header. The verifiers of 6.1 to 6.18 know nothing of what a byte swap gives, not even that it has 16 bits,
+ * and refuses to add it to a pointer: the mask says so, and the barrier keeps clang from leaving the mask out. */
+static __always_inline __u32 length16(__be16 length)
+{
+	__u32 n = bpf_ntohs(length);
+
+	barrier_var(n);
+	return n & 0xffff;
 }
 
 static __always_inline int bad(struct packet *p, enum reason reason)
@@ -122,15 +134,14 @@ __noinline int parse_extensions(struct xdp_md *ctx, struct packet *p, __u32 at, 
 	if (!p)
 		return PARSED_BAD;
 	next = p->key.proto;
-	for (int i = 0; i <= MAX_IP6_EXTENSIONS; i++) {
+	if (!is_extension(next))
+		goto done;
+	/* The condition stands at the end: in 6.1 a loop that is entered in its middle is one that the verifier refuses (back-edge). */
+	for (int i = 0; i < MAX_IP6_EXTENSIONS; i++) {
 		struct cursor c = cursor_at(ctx, at);
 		struct ip6_extension *x;
 		__u32 size;
 
-		if (!is_extension(next))
-			goto done;
-		if (i == MAX_IP6_EXTENSIONS)
-			break;
 		x = take(&c, sizeof(*x));
 		if (!x || len < sizeof(*x))
 			return cut(p);
@@ -170,6 +181,8 @@ __noinline int parse_extensions(struct xdp_md *ctx, struct packet *p, __u32 at, 
 			}
 		}
 		next = x->next;
+		if (!is_extension(next))
+			goto done;
 	}
 	return bad(p, REASON_IP6_EXTENSIONS);
 done:
@@ -216,7 +229,7 @@ __noinline int parse_quote(struct xdp_md *ctx, struct packet *p, __u32 at)
 		__builtin_memcpy(k->src, ip->src, sizeof(k->src));
 		__builtin_memcpy(k->dst, ip->dst, sizeof(k->dst));
 		k->proto = ip->next;
-		if (parse_extensions(ctx, p, at + sizeof(*ip), bpf_ntohs(ip->length)) != PARSED_FLOW)
+		if (parse_extensions(ctx, p, at + sizeof(*ip), length16(ip->length)) != PARSED_FLOW)
 			return other(p, REASON_ICMP_ERROR_UNKNOWN);
 		at = p->at;
 	}
@@ -272,7 +285,7 @@ __noinline int parse_transport(struct xdp_md *ctx, struct packet *p, __u32 at, _
 		udp = take(&c, sizeof(*udp));
 		if (!udp || len < sizeof(*udp))
 			return cut(p);
-		size = bpf_ntohs(udp->length);
+		size = length16(udp->length);
 		/* The first fragment of a datagram states the length of all of it. */
 		if (size < sizeof(*udp) || (size > len && !p->fragment))
 			return bad(p, REASON_UDP_LENGTH);
@@ -317,7 +330,7 @@ static __always_inline int parse_ip4(struct xdp_md *ctx, struct packet *p, __u32
 	size = (ip->version_ihl & 0xf) * 4;
 	if (size < sizeof(*ip))
 		return bad(p, REASON_IP_HEADER_LENGTH);
-	len = bpf_ntohs(ip->length);
+	len = length16(ip->length);
 	if (len < size || (void *)ip + len > c.end)
 		return bad(p, REASON_IP_LENGTH);
 	len -= size;
@@ -349,7 +362,7 @@ static __always_inline int parse_ip6(struct xdp_md *ctx, struct packet *p, __u32
 		return bad(p, REASON_TRUNCATED);
 	if (ip->version_class >> 4 != 6)
 		return bad(p, REASON_IP_VERSION);
-	len = bpf_ntohs(ip->length);
+	len = length16(ip->length);
 	/* No length and hop-by-hop options: a jumbogram (RFC 2675). */
 	if (c.pos + len > c.end || (!len && ip->next == PROTO_HOPOPTS))
 		return bad(p, REASON_IP_LENGTH);

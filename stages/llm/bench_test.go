@@ -1,6 +1,7 @@
 package llm
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"syscall"
@@ -67,6 +68,31 @@ func BenchmarkToken(b *testing.B) {
 			b.ReportMetric(float64(cpuTime()-before)/float64(b.N), "cpu-ns/op")
 		})
 	}
+}
+
+// BenchmarkTokenUnmarshal is a yardstick: encoding/json, told where all is, on the
+// event of openai_chat.
+func BenchmarkTokenUnmarshal(b *testing.B) {
+	event := tokenEvents[0].event
+	data := []byte(event[len("data: ") : len(event)-2])
+	var v struct {
+		Model   string
+		Choices []struct {
+			Delta        struct{ Content string }
+			FinishReason string `json:"finish_reason"`
+		}
+		Usage *struct {
+			PromptTokens int `json:"prompt_tokens"`
+		}
+	}
+	b.ReportAllocs()
+	before := cpuTime()
+	for b.Loop() {
+		if err := json.Unmarshal(data, &v); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(cpuTime()-before)/float64(b.N), "cpu-ns/op")
 }
 
 // BenchmarkPrompt is what it takes for a request of some size, with its answer.

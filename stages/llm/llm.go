@@ -39,6 +39,8 @@ func Descriptor() pipeline.Descriptor[Config] {
 const (
 	maxPipelined  = 64      // requests of a connection without a response
 	exchangeCost  = 1 << 10 // bytes that a request takes until it is recorded, about
+	readerCost    = 1 << 10 // and what reads a body
+	keepReaders   = 256
 	keepInflaters = 8
 	keepHeads     = 64
 	headSize      = 4 << 10
@@ -55,6 +57,7 @@ type stage struct {
 	mac       hash.Hash // nil: identity is off
 
 	used      int // bytes of Config.Memory
+	readers   []*bodyReader
 	inflaters []*inflater
 	heads     [][]byte
 
@@ -164,6 +167,27 @@ func (s *stage) identify() string {
 	s.mac.Write(s.credential)
 	clear(s.credential)
 	return hex.EncodeToString(s.mac.Sum(s.sum[:0])[:12])
+}
+
+// bodyReader returns a reader, nil if there is no memory for it.
+func (s *stage) bodyReader() *bodyReader {
+	if s.used+readerCost > int(s.cfg.Memory) {
+		return nil
+	}
+	s.used += readerCost
+	if n := len(s.readers); n > 0 {
+		r := s.readers[n-1]
+		s.readers = s.readers[:n-1]
+		return r
+	}
+	return new(bodyReader)
+}
+
+func (s *stage) putBodyReader(r *bodyReader) {
+	s.used -= readerCost
+	if len(s.readers) < keepReaders {
+		s.readers = append(s.readers, r)
+	}
 }
 
 // inflater returns a decompressor, nil if there is no memory for it.

@@ -24,8 +24,34 @@ type stream struct {
 type message struct {
 	inBody bool
 	body   http1.Body
-	head   []byte // the beginning of a head that came in pieces
-	reader bodyReader
+	head   []byte      // the beginning of a head that came in pieces
+	reader *bodyReader // nil: nobody wants the body
+}
+
+// read begins to read the body of a message of e.
+func (m *message) read(s *stage, e *exchange, encoding, contentType string, reply bool) {
+	if m.reader = s.bodyReader(); m.reader == nil {
+		e.unread = unreadMemory
+		s.n.unread[unreadMemory].Add(1)
+		return
+	}
+	m.reader.begin(s, e, encoding, contentType, reply)
+}
+
+func (m *message) feed(content []byte, now int64) {
+	if m.reader != nil && len(content) > 0 {
+		m.reader.feed(content, now)
+	}
+}
+
+// endBody is the end of the body, whole or not.
+func (m *message) endBody(s *stage, whole bool, now int64) {
+	m.inBody = false
+	if m.reader != nil {
+		m.reader.end(whole, now)
+		s.putBodyReader(m.reader)
+		m.reader = nil
+	}
 }
 
 var _ pipeline.SightLoser = (*stream)(nil)
@@ -72,19 +98,14 @@ func (c *stream) Close(now int64) { c.end(now) }
 // end records what is not complete, and gives everything back.
 func (c *stream) end(now int64) {
 	c.over = true
-	if c.resp.inBody {
-		c.resp.reader.end(false, now)
-	}
-	if c.req.inBody {
-		c.req.reader.end(false, now)
-	}
+	c.resp.endBody(c.s, false, now)
+	c.req.endBody(c.s, false, now)
 	for _, e := range c.pending {
 		e.ended = now
 		c.s.settle(c.conn, e)
 	}
 	c.s.used -= exchangeCost * len(c.pending)
 	c.pending, c.current = nil, nil
-	c.req.inBody, c.resp.inBody = false, false
 	c.s.putHead(&c.req.head)
 	c.s.putHead(&c.resp.head)
 }
@@ -111,14 +132,11 @@ func (c *stream) request(b []byte, now int64) (n int) {
 		e := c.current
 		content, n, done, ok := m.body.Next(b)
 		e.requestBytes += uint64(n)
-		if len(content) > 0 {
-			m.reader.feed(content, now)
-		}
+		m.feed(content, now)
 		if !ok {
 			c.giveUp(unreadHTTP, now)
 		} else if done {
-			m.reader.end(true, now)
-			m.inBody = false
+			m.endBody(c.s, true, now)
 			e.asked = now
 		}
 		return n
@@ -178,9 +196,7 @@ func (c *stream) request(b []byte, now int64) (n int) {
 	case !m.inBody:
 		e.asked = now
 	case e.dialect != noDialect:
-		m.reader.begin(s, e, s.encoding, "", false)
-	default:
-		m.reader.format = formatNone
+		m.read(s, e, s.encoding, "", false)
 	}
 	return n
 }
@@ -199,9 +215,7 @@ func (c *stream) response(b []byte, now int64) (n int) {
 	if m.inBody {
 		content, n, done, ok := m.body.Next(b)
 		e.responseBytes += uint64(n)
-		if len(content) > 0 {
-			m.reader.feed(content, now)
-		}
+		m.feed(content, now)
 		if !ok {
 			c.giveUp(unreadHTTP, now)
 		} else if done {
@@ -235,9 +249,8 @@ func (c *stream) response(b []byte, now int64) (n int) {
 	e.upgrade = false
 	m.body.Begin(&h)
 	m.inBody = h.Framing != http1.NoBody
-	m.reader.format = formatNone
 	if m.inBody && e.dialect != noDialect {
-		m.reader.begin(s, e, s.encoding, h.ContentType, true)
+		m.read(s, e, s.encoding, h.ContentType, true)
 	}
 	if !m.inBody {
 		c.finish(now)
@@ -286,15 +299,12 @@ func (c *stream) takeHead(m *message, b []byte, now int64) (head []byte, n int) 
 // finish ends the oldest exchange: its response is complete.
 func (c *stream) finish(now int64) {
 	e := c.pending[0]
-	if c.resp.inBody {
-		c.resp.reader.end(true, now)
-	}
+	c.resp.endBody(c.s, true, now)
 	e.whole, e.ended = true, now
 	c.s.settle(c.conn, e)
 	c.s.used -= exchangeCost
 	c.pending[0] = nil
 	c.pending = c.pending[1:]
-	c.resp.inBody = false
 	if len(c.pending) == 0 {
 		c.pending = nil
 	}

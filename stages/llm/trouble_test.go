@@ -2,9 +2,11 @@ package llm
 
 import (
 	"fmt"
+	"reflect"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"penstock/pipeline"
 )
@@ -34,6 +36,7 @@ func TestTrouble(t *testing.T) {
 		counter      string // that is 1
 		released     bool
 		serverFinish bool
+		whole        bool // heads do not come byte by byte
 	}{
 		{name: "no HTTP", up: "SSH-2.0-x\r\n", counter: "released", released: true},
 		{name: "no HTTP after a request", up: post("/v1/messages", ask) + "\x00\x01\x02 \r\n\r\n", records: 1, want: `"unread":"malformed_http"`, counter: "unread_malformed_http", released: true},
@@ -66,11 +69,12 @@ func TestTrouble(t *testing.T) {
 		{name: "large head", change: func(c *Config) { c.MaxHead = 256 }, up: "POST /v1/messages HTTP/1.1\r\nHost: a\r\nX: " + strings.Repeat("x", 300) + "\r\n\r\n", counter: "released", released: true},
 		{name: "too many at once", up: strings.Repeat("GET /x HTTP/1.1\r\nHost: a\r\n\r\n", maxPipelined+1), counter: "unread_too_many_pipelined", released: true},
 		{name: "no memory", change: func(c *Config) { c.Memory = 100 }, up: post("/v1/messages", ask), counter: "unread_memory_limit", released: true},
+		{name: "no memory to read", change: func(c *Config) { c.Memory = 1500 }, whole: true, up: post("/v1/messages", ask), down: answer("application/json", "{}"), records: 1, want: `"unread":"memory_limit"`},
 		{name: "no memory to decompress", change: func(c *Config) { c.Memory = 8 << 10 }, up: post("/v1/messages", ask), down: chunked(sse, squeeze(false, "x"), 9, "Content-Encoding: gzip\r\n"), records: 1, want: `"unread":"memory_limit"`, counter: "unread_memory_limit"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			for _, n := range []int{1 << 21, 1, 1000} {
-				if n == 1 && len(row.up)+len(row.down) > 10000 {
+				if n == 1 && (row.whole || len(row.up)+len(row.down) > 10000) {
 					continue
 				}
 				r := newRig(t, row.change)
@@ -196,11 +200,26 @@ func TestLockedThread(t *testing.T) {
 	if got := <-result; got != "40 20 20" {
 		t.Error(got)
 	}
-	for i := 0; runtime.NumGoroutine() > before && i < 1000; i++ {
-		runtime.Gosched()
+	for deadline := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
 	}
 	if n := runtime.NumGoroutine(); n > before {
 		t.Errorf("%d goroutines, %d before", n, before)
+	}
+}
+
+// TestSizes: what memory counts is what things take, and an idle connection takes
+// little.
+func TestSizes(t *testing.T) {
+	for name, row := range map[string]struct{ size, most uintptr }{
+		"connection":   {reflect.TypeOf(stream{}).Size(), 320},
+		"request":      {reflect.TypeOf(exchange{}).Size(), exchangeCost},
+		"body reader":  {reflect.TypeOf(bodyReader{}).Size(), readerCost},
+		"decompressor": {reflect.TypeOf(inflater{}).Size(), inflaterCost - 32<<10},
+	} {
+		if row.size > row.most {
+			t.Errorf("a %s takes %d bytes, more than %d", name, row.size, row.most)
+		}
 	}
 }
 

@@ -31,6 +31,7 @@ to = "llm"
 name = "llm"
   [[chain.stage]]
   kind = "tcp"
+  depth = "%s"
   [[chain.stage]]
   kind = "llm"
   max_models = 5
@@ -175,7 +176,13 @@ type llmEvent struct {
 // appliance: what it records is what the server has in its books. LLM_REQUESTS
 // sets how many.
 func TestLLM(t *testing.T) {
-	requests := 300
+	for _, depth := range []string{"auto", "terminate"} {
+		t.Run(depth, func(t *testing.T) { testLLM(t, depth) })
+	}
+}
+
+func testLLM(t *testing.T, depth string) {
+	requests := 200
 	if v := os.Getenv("LLM_REQUESTS"); v != "" {
 		var err error
 		if requests, err = strconv.Atoi(v); err != nil || requests < 1 || requests > 1000000 {
@@ -184,10 +191,10 @@ func TestLLM(t *testing.T) {
 	}
 	r := newRig(t, lab.InlineOptions{})
 	log := filepath.Join(r.dir, "events.json")
-	r.config("closed", "", fmt.Sprintf(llmChain, log))
+	r.config("closed", "", fmt.Sprintf(llmChain, depth, log))
 	server := r.llmServer(8000)
 	a := r.start()
-	if s := a.status(); s.Chains[0].Depth != "inspect" {
+	if s := a.status(); s.Chains[0].Depth != map[string]string{"auto": "inspect", "terminate": "terminate"}[depth] {
 		t.Fatalf("depth %s: %s", s.Chains[0].Depth, s.Chains[0].Why)
 	}
 	list := make([]*llmRequest, requests)

@@ -2,6 +2,7 @@ package stack
 
 import (
 	"encoding/binary"
+	"time"
 
 	"penstock/internal/wire"
 	"penstock/pipeline"
@@ -16,7 +17,7 @@ import (
 // an end that knows of it.
 // If not, the segment becomes one that netstack answers by saying where it
 // stands, as often as it thinks fit (RFC 5961 7).
-func (s *Stack) acceptable(l *leg, p *pipeline.Packet, t wire.TCP) bool {
+func (s *Stack) acceptable(l *leg, p *pipeline.Packet, t wire.TCP, now int64) bool {
 	flags := t.Flags()
 	if flags&(wire.FlagRST|wire.FlagSYN) != 0 || !l.firstSent {
 		return true
@@ -29,7 +30,7 @@ func (s *Stack) acceptable(l *leg, p *pipeline.Packet, t wire.TCP) bool {
 	if flags&wire.FlagACK != 0 {
 		if ack := t.Ack(); int32(ack-l.sndMax) > 0 || int32(ack-l.acked) < -int32(s.o.SendBufferMax) {
 			s.n.badAck.Add(1)
-			s.challenge(l, p, t)
+			s.challenge(l, p, t, now)
 			return false
 		}
 	}
@@ -43,7 +44,7 @@ func (s *Stack) acceptable(l *leg, p *pipeline.Packet, t wire.TCP) bool {
 	switch {
 	case l.stamped && int32(val-l.stamp) < 0:
 		s.n.oldStamp.Add(1)
-		s.challenge(l, p, t)
+		s.challenge(l, p, t, now)
 		return false
 	case !l.stamped || int32(t.Seq()-l.ackSent) <= 0:
 		l.stamp, l.stamped = val, true
@@ -51,8 +52,16 @@ func (s *Stack) acceptable(l *leg, p *pipeline.Packet, t wire.TCP) bool {
 	return true
 }
 
+// challengeSpacing is the least time between two segments that netstack is to
+// answer. It would drop those between, but its queue would be full of them.
+const challengeSpacing = int64(500 * time.Millisecond)
+
 // challenge makes of a segment one that lies before the window and has no bytes.
-func (s *Stack) challenge(l *leg, p *pipeline.Packet, t wire.TCP) {
+func (s *Stack) challenge(l *leg, p *pipeline.Packet, t wire.TCP, now int64) {
+	if l.challenged != 0 && now-l.challenged < challengeSpacing {
+		return
+	}
+	l.challenged = now
 	head := t[:t.DataOffset()]
 	head.SetFlags(wire.FlagACK)
 	head.SetSeq(l.ackSent - 1)

@@ -18,7 +18,7 @@ type counters struct {
 	bytesUp, bytesDown                                   *pipeline.Counter
 	icmpTranslated, icmpMTU, icmpIgnored, fragments      *pipeline.Counter
 	txDropped, txNoFrame, txOrphan, acksMerged, rxMerged *pipeline.Counter
-	badAck, oldStamp                                     *pipeline.Counter
+	badAck, oldStamp, clientLimit, stallTimeout          *pipeline.Counter
 	synRepeats, acksDelayed                              *pipeline.Counter
 	spliced, spliceBusy, spliceTaken, spliceRefused      *pipeline.Counter
 	translated, translatedSlow                           *pipeline.Counter
@@ -89,6 +89,8 @@ func newCounters(set *pipeline.CounterSet) counters {
 		acksMerged:     c("acks_merged", "pure acknowledgments left out because a later segment carried them"),
 		acksDelayed:    c("acks_delayed", "pure acknowledgments sent after `ack_delay`, because nothing had carried them"),
 		rxMerged:       c("rx_merged", "segments that were given to netstack together with the one before"),
+		clientLimit:    c("tcp_client_limit", "new connections beyond max_flows_per_client"),
+		stallTimeout:   c("stall_timeout", "connections reset because an end took nothing for stall_timeout"),
 		badAck:         c("bad_acks", "segments refused because they acknowledge what was never sent, or was long ago"),
 		oldStamp:       c("old_timestamps", "segments refused because their timestamp is from the past"),
 		synRepeats:     c("syn_repeats_swallowed", "SYNs repeated within 200 ms and not sent"),

@@ -29,6 +29,9 @@ func (s *Stack) begin(p *pipeline.Packet, t wire.TCP, key wire.Flow, reversed bo
 		return
 	}
 	offered := parseSYN(t)
+	if s.o.MSSClamp > 0 {
+		offered.mss = min(offered.mss, s.o.MSSClamp)
+	}
 	switch {
 	case offered.malformed:
 		p.Drop(ReasonBadOptions)
@@ -50,6 +53,9 @@ func (s *Stack) begin(p *pipeline.Packet, t wire.TCP, key wire.Flow, reversed bo
 	case s.pending >= s.o.MaxPending:
 		s.limit(p, t, now, s.n.pendingLimit, ReasonPendingLimit)
 		return
+	case s.full(&p.Flow):
+		s.limit(p, t, now, s.n.clientLimit, ReasonClientLimit)
+		return
 	}
 	place, ok := s.flows.Insert(key, now)
 	if !ok {
@@ -63,6 +69,7 @@ func (s *Stack) begin(p *pipeline.Packet, t wire.TCP, key wire.Flow, reversed bo
 	f.key, f.rev = key, reversed
 	*place = f
 	s.active++
+	s.count(&p.Flow, 1)
 	s.pending++
 	if err := s.dial(f); err != nil {
 		// Nothing has been sent yet: the ends can still do without us.
@@ -262,8 +269,10 @@ func (s *Stack) whileDialing(p *pipeline.Packet, t wire.TCP, f *flow, fromClient
 		// Netstack must not see what the client did not ask for: a server that
 		// offers it unasked would be believed.
 		offered := f.syn.offered
-		if offered.mss == 0 {
-			offered.mss = math.MaxUint16 // a segment size is announced, not negotiated
+		if offered.mss == 0 { // a segment size is announced, not negotiated
+			if offered.mss = s.o.MSSClamp; offered.mss == 0 {
+				offered.mss = math.MaxUint16
+			}
 		}
 		mirror(t, offered)
 		f.syn.accepted = parseSYN(t)

@@ -53,6 +53,7 @@ type flow struct {
 	// resetting is the leg that has to be reset once what the other one has
 	// sent before its own reset is out.
 	resetting *leg
+	owing     bool     // in Stack.owing
 	wish      wish     // to be spliced
 	splice    *spliced // stateSpliced
 	stamps    bool     // both connections have timestamps
@@ -114,8 +115,13 @@ type leg struct {
 	ackSent uint32 // acknowledgment in the last segment that went out
 	written uint32 // bytes the relay gave to netstack, modulo 2^32
 
-	stamp   uint32 // of its end's last segment in order (TS.Recent of RFC 7323)
-	stamped bool   // stamp is known
+	waitFrom  int64  // since when acked is waitAcked
+	waitAcked uint32 //
+	waiting   bool   // there are bytes that the end has not acknowledged
+
+	stamp      uint32 // of its end's last segment in order (TS.Recent of RFC 7323)
+	stamped    bool   // stamp is known
+	challenged int64  // when its end was last told where we stand; 0: never
 
 	gro      *nstack.PacketBuffer // segments to be given to netstack together
 	groTail  *buffer.View         // payload that is still to be appended to gro

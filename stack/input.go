@@ -106,7 +106,7 @@ func (s *Stack) segment(p *pipeline.Packet, now int64) {
 		l.received(t)
 	}
 	p.Consume()
-	if f.state != stateAccepting && f.state != stateOpen || s.acceptable(l, p, t) {
+	if f.state != stateAccepting && f.state != stateOpen || s.acceptable(l, p, t, now) {
 		s.deliver(l, p, t)
 	}
 }

@@ -20,8 +20,12 @@ const (
 type Options struct {
 	Streams []pipeline.StreamStage // in the order in which bytes pass them
 
-	MaxFlows      int     // connections at once
-	MaxPending    int     // connections being established at once; bounds goroutines too
+	MaxFlows   int // connections at once
+	MaxPending int // connections being established at once; bounds goroutines too
+	// MaxFlowsPerClient bounds the connections at once of an IPv4 address, or of
+	// an IPv6 /64; 0: nothing does.
+	MaxFlowsPerClient int
+
 	OnLimit       Refusal // beyond either
 	OnUnsupported Refusal // connections that cannot be terminated without being changed
 
@@ -29,6 +33,7 @@ type Options struct {
 	HandshakeTimeout  time.Duration // until the client has acknowledged our SYN-ACK
 	IdleTimeout       time.Duration // without any packet; 0: never
 	HalfClosedTimeout time.Duration // the same once one end has finished; 0: never
+	StallTimeout      time.Duration // without the end taking any of the bytes for it; 0: never
 	CloseTimeout      time.Duration // until the last bytes and FINs are acknowledged
 	TimeWait          time.Duration // how long a closed connection is remembered
 	KeepAlive         time.Duration // idle time after which both ends are probed; 0: never
@@ -37,6 +42,7 @@ type Options struct {
 	// packets are translated by constants, in XDP if Env.Splicer takes them.
 	Splice bool
 
+	MSSClamp uint16        // no end is announced a larger segment size; 0: as the ends say
 	AckDelay time.Duration // how long an ACK of little waits for data to carry it; 0: not at all
 
 	SendBuffer, SendBufferMax       int // bytes of one leg: at the start, and grown to at most
@@ -59,6 +65,7 @@ func DefaultOptions() Options {
 		HandshakeTimeout:  10 * time.Second,
 		IdleTimeout:       time.Hour,
 		HalfClosedTimeout: 5 * time.Minute,
+		StallTimeout:      time.Hour,
 		CloseTimeout:      30 * time.Second,
 		TimeWait:          500 * time.Millisecond,
 		Splice:            true,
@@ -76,6 +83,7 @@ func DefaultOptions() Options {
 var (
 	ReasonFlowLimit    = pipeline.ReasonFlowLimit
 	ReasonPendingLimit = pipeline.DefineReason("tcp_pending_limit", "a new TCP connection beyond max_pending, with on_limit = \"drop\"")
+	ReasonClientLimit  = pipeline.DefineReason("tcp_client_limit", "a new TCP connection beyond max_flows_per_client, with on_limit = \"drop\"")
 	ReasonUnsupported  = pipeline.DefineReason("tcp_unsupported", "a TCP connection that cannot be terminated without changing it, with on_unsupported = \"drop\"")
 	ReasonBadOptions   = pipeline.DefineReason("tcp_bad_options", "a SYN whose option list is malformed")
 	ReasonOutOfState   = pipeline.ReasonOutOfState
@@ -87,7 +95,7 @@ var (
 // Reasons lists what packets and connections may end for.
 func Reasons() []pipeline.Reason {
 	return []pipeline.Reason{
-		ReasonFlowLimit, ReasonPendingLimit, ReasonUnsupported, ReasonBadOptions,
+		ReasonFlowLimit, ReasonPendingLimit, ReasonClientLimit, ReasonUnsupported, ReasonBadOptions,
 		ReasonOutOfState, ReasonICMPQuote, pipeline.ReasonL4Checksum, ReasonHoldFull, ReasonSplice,
 	}
 }

@@ -179,6 +179,7 @@ func (s *Stack) give(f *flow, dir *direction, dst *leg, b []byte) int {
 	dst.written += uint32(n)
 	dir.base += uint64(n)
 	dir.bytes += uint64(n)
+	s.owes(f)
 	return n
 }
 

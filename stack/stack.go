@@ -52,6 +52,9 @@ type Stack struct {
 	lingerAt  int                      // first of them
 	resetting []*flow                  // those whose end waits for data to leave
 	wishes    []*flow                  // those that are to be spliced
+	clients   clients
+	owing     []*flow // those with bytes that an end has not acknowledged
+	owingAt   int     // the one that Tick looks at next
 	denials   map[pipeline.Reason]*pipeline.Counter
 
 	tx    []outgoing // taken from link, from txAt on still to be sent
@@ -105,6 +108,7 @@ func New(env *pipeline.Env, o Options) (*Stack, error) {
 		flows:    flowtab.New[*flow](o.MaxFlows + max(o.MaxFlows/2, 64)),
 		frags:    flowtab.New[struct{}](fragCapacity),
 		bypassed: flowtab.New[uint32](bypassCapacity),
+		clients:  clients{},
 		denials:  make(map[pipeline.Reason]*pipeline.Counter),
 		shaking:  make(map[nstack.TransportEndpointID]*flow),
 		buf:      make([]byte, relayChunk),
@@ -337,6 +341,7 @@ func (s *Stack) Tick(now int64) {
 	s.checkWishes(now)
 	s.flows.Expire(now, func(f **flow) time.Duration { return s.idleLimit(*f) }, expireStep,
 		func(_ wire.Flow, f **flow) { s.idle(*f, now) })
+	s.endStalled(now)
 	s.bypassed.Expire(now, func(*uint32) time.Duration { return bypassTime }, expireStep, nil)
 	s.forgetLingering(now)
 	s.n.active.Set(uint64(s.active))

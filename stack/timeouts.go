@@ -125,6 +125,7 @@ func (s *Stack) shut(f *flow) (streams []openStream) {
 	s.dropWish(f)
 	f.gone.Store(true)
 	s.active--
+	s.count(&f.conn.Flow, -1)
 	if f.state <= stateAccepting {
 		s.pending--
 	}

@@ -456,7 +456,7 @@ func (p *peer) text(at int) string {
 	var list []segment
 	for i, s := range p.got[at:] {
 		repeated := slices.ContainsFunc(p.got[:at+i], func(o segment) bool {
-			return o.tcp.Seq() == s.tcp.Seq() && o.tcp.Ack() == s.tcp.Ack() && o.tcp.Flags() == s.tcp.Flags() && len(o.tcp.Payload()) == len(s.tcp.Payload())
+			return o.tcp.Seq() == s.tcp.Seq() && o.tcp.Flags() == s.tcp.Flags() && len(o.tcp.Payload()) == len(s.tcp.Payload())
 		})
 		if repeated && s.tcp.Flags()&wire.FlagSYN == 0 && (len(s.tcp.Payload()) > 0 || s.tcp.Flags()&wire.FlagFIN != 0) {
 			continue

@@ -15,17 +15,20 @@ import (
 // Config is the stage's table in the configuration. Limits and buffers are
 // those of one worker, and of one connection.
 type Config struct {
-	Depth         string `toml:"depth"`          // auto, inspect, terminate
-	Splice        string `toml:"splice"`         // auto, never: connections that no stream stage needs become one again
-	MaxFlows      int    `toml:"max_flows"`      // connections at once
-	MaxPending    int    `toml:"max_pending"`    // connections being established at once
-	OnLimit       string `toml:"on_limit"`       // bypass, drop: new connections beyond either
-	OnUnsupported string `toml:"on_unsupported"` // bypass, drop: connections that cannot be terminated unchanged
+	Depth         string `toml:"depth"`                // auto, inspect, terminate
+	Splice        string `toml:"splice"`               // auto, never: connections that no stream stage needs become one again
+	MaxFlows      int    `toml:"max_flows"`            // connections at once
+	MaxPending    int    `toml:"max_pending"`          // connections being established at once
+	MaxPerClient  int    `toml:"max_flows_per_client"` // connections at once of an IPv4 address or an IPv6 /64; 0: any number
+	MSSClamp      int    `toml:"mss_clamp"`            // bytes; 0: none
+	OnLimit       string `toml:"on_limit"`             // bypass, drop: new connections beyond either
+	OnUnsupported string `toml:"on_unsupported"`       // bypass, drop: connections that cannot be terminated unchanged
 
 	DialTimeout       units.Duration `toml:"dial_timeout"`
 	HandshakeTimeout  units.Duration `toml:"handshake_timeout"`
 	IdleTimeout       units.Duration `toml:"idle_timeout"`        // 0: never
 	HalfClosedTimeout units.Duration `toml:"half_closed_timeout"` // 0: never
+	StallTimeout      units.Duration `toml:"stall_timeout"`       // 0: never
 	CloseTimeout      units.Duration `toml:"close_timeout"`
 	TimeWait          units.Duration `toml:"time_wait"`
 	KeepAlive         units.Duration `toml:"keep_alive"` // 0: off
@@ -58,7 +61,7 @@ func Default() Config {
 		OnLimit: "bypass", OnUnsupported: "bypass",
 		DialTimeout: units.Duration(o.DialTimeout), HandshakeTimeout: units.Duration(o.HandshakeTimeout),
 		IdleTimeout: units.Duration(o.IdleTimeout), HalfClosedTimeout: units.Duration(o.HalfClosedTimeout),
-		CloseTimeout: units.Duration(o.CloseTimeout), TimeWait: units.Duration(o.TimeWait),
+		StallTimeout: units.Duration(o.StallTimeout), CloseTimeout: units.Duration(o.CloseTimeout), TimeWait: units.Duration(o.TimeWait),
 		AckDelay:   units.Duration(o.AckDelay),
 		SendBuffer: units.Size(o.SendBuffer), SendBufferMax: units.Size(o.SendBufferMax),
 		ReceiveBuffer: units.Size(o.ReceiveBuffer), ReceiveBufferMax: units.Size(o.ReceiveBufferMax),
@@ -74,6 +77,8 @@ const (
 	maxFlows   = 4 << 20
 	maxPending = 65536
 	minBuffer  = 16 << 10
+	minMSS     = 536 // RFC 9293 3.7.1
+	maxMSS     = 65535
 	maxBuffer  = 256 << 20
 	minHold    = 1 << 10
 	maxHold    = 16 << 20
@@ -97,6 +102,10 @@ func Validate(c *Config, issues *pipeline.Issues) {
 	oneOf(issues, "loss_detection", c.LossDetection, "rack", "sack")
 	within(issues, "max_flows", c.MaxFlows, 1, maxFlows)
 	within(issues, "max_pending", c.MaxPending, 1, maxPending)
+	within(issues, "max_flows_per_client", c.MaxPerClient, 0, maxFlows)
+	if c.MSSClamp != 0 {
+		within(issues, "mss_clamp", c.MSSClamp, minMSS, maxMSS)
+	}
 	within(issues, "send_buffer", c.SendBuffer, minBuffer, maxBuffer)
 	within(issues, "send_buffer_max", c.SendBufferMax, max(minBuffer, c.SendBuffer), maxBuffer)
 	within(issues, "receive_buffer", c.ReceiveBuffer, minBuffer, maxBuffer)

@@ -116,11 +116,11 @@ func (s *Stage) Close() error { return s.stack.Close() }
 func (c *Config) options() stack.Options {
 	refusal := map[string]stack.Refusal{"bypass": stack.Bypass, "drop": stack.Drop}
 	return stack.Options{
-		MaxFlows: c.MaxFlows, MaxPending: c.MaxPending,
+		MaxFlows: c.MaxFlows, MaxPending: c.MaxPending, MaxFlowsPerClient: c.MaxPerClient, MSSClamp: uint16(c.MSSClamp),
 		OnLimit: refusal[c.OnLimit], OnUnsupported: refusal[c.OnUnsupported],
 		DialTimeout: time.Duration(c.DialTimeout), HandshakeTimeout: time.Duration(c.HandshakeTimeout),
 		IdleTimeout: time.Duration(c.IdleTimeout), HalfClosedTimeout: time.Duration(c.HalfClosedTimeout),
-		CloseTimeout: time.Duration(c.CloseTimeout), TimeWait: time.Duration(c.TimeWait),
+		CloseTimeout: time.Duration(c.CloseTimeout), StallTimeout: time.Duration(c.StallTimeout), TimeWait: time.Duration(c.TimeWait),
 		KeepAlive: time.Duration(c.KeepAlive), AckDelay: time.Duration(c.AckDelay),
 		SendBuffer: int(c.SendBuffer), SendBufferMax: int(c.SendBufferMax),
 		ReceiveBuffer: int(c.ReceiveBuffer), ReceiveBufferMax: int(c.ReceiveBufferMax),

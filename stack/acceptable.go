@@ -42,15 +42,19 @@ func (s *Stack) acceptable(l *leg, p *pipeline.Packet, t wire.TCP, now int64) bo
 		return true // as Linux has it
 	}
 	switch {
-	case l.stamped && int32(val-l.stamp) < 0:
+	case l.stamped && int32(val-l.stamp) < 0 && now-l.stampedAt < stampLife:
 		s.n.oldStamp.Add(1)
 		s.challenge(l, p, t, now)
 		return false
 	case !l.stamped || int32(t.Seq()-l.ackSent) <= 0:
-		l.stamp, l.stamped = val, true
+		l.stamp, l.stampedAt, l.stamped = val, now, true
 	}
 	return true
 }
+
+// stampLife is how long a timestamp says what is older: a clock that ticks each
+// millisecond looks older than itself after that (RFC 7323 5.5).
+const stampLife = int64(24 * 24 * time.Hour)
 
 // challengeSpacing is the least time between two segments that netstack is to
 // answer. It would drop those between, but its queue would be full of them.

@@ -121,6 +121,7 @@ type leg struct {
 
 	stamp      uint32 // of its end's last segment in order (TS.Recent of RFC 7323)
 	stamped    bool   // stamp is known
+	stampedAt  int64  // when stamp came
 	challenged int64  // when its end was last told where we stand; 0: never
 
 	gro      *nstack.PacketBuffer // segments to be given to netstack together

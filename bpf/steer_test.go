@@ -78,9 +78,7 @@ func TestQueueDecidesTheSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := &rig{t: t}
-	if r.Steerer, err = Load(Options{Name: "queues", Ports: []Port{{Name: "lan", Ifindex: index}}, Default: DefaultPass, Rules: all, MaxFlows: 16}); err != nil {
-		t.Fatal(err)
-	}
+	r.Steerer = loadIn(t, ns, Options{Name: "queues", Ports: []Port{{Name: "lan", Ifindex: index}}, Default: DefaultPass, Rules: all, MaxFlows: 16})
 	t.Cleanup(func() { r.Close() })
 	fd, err := unix.Socket(unix.AF_XDP, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

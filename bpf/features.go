@@ -72,7 +72,7 @@ func InterfaceFeatures(ifindex int) (Features, error) {
 // drops them all, and nothing but a tracepoint tells. Call it when all ports are attached, since an interface may take frames only
 // with a program of its own. Generic mode needs no driver, and a kernel that does not tell is believed.
 func (s *Steerer) CheckPeers() error {
-	if s.opts.Default != DefaultBridge {
+	if s.opts.Default == DefaultPass {
 		return nil
 	}
 	s.mu.RLock()
@@ -82,7 +82,11 @@ func (s *Steerer) CheckPeers() error {
 		if s.ports[i].link == nil || s.ports[i].mode != ModeNative {
 			continue
 		}
-		peer := s.opts.Ports[i^1]
+		to := i // router mode: any port may be a target
+		if s.opts.Default == DefaultBridge {
+			to = i ^ 1
+		}
+		peer := s.opts.Ports[to]
 		f, err := InterfaceFeatures(peer.Ifindex)
 		switch {
 		case errors.Is(err, ErrNoFeatures):
@@ -91,7 +95,7 @@ func (s *Steerer) CheckPeers() error {
 		case f&FeatureTarget == 0:
 			errs = append(errs, fmt.Errorf("redirect packets of %s to %s: it takes no redirected frames, they are lost; "+
 				"mend: for a veth, ethtool -K PEER gro off and then gro on at its other end while both ends are up; else xdp = \"generic\" for %s",
-				s.portName(i), s.portName(i^1), s.opts.Ports[i].Name))
+				s.portName(i), s.portName(to), s.opts.Ports[i].Name))
 		}
 	}
 	return errors.Join(errs...)

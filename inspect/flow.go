@@ -27,12 +27,27 @@ func (s state) String() string { return stateNames[s] }
 // over reports whether the connection is only remembered.
 func (s state) over() bool { return s >= stateFinished }
 
+// way is where packets of a direction come in and go out.
+type way struct {
+	in, out pipeline.PortID
+	routing pipeline.Routing
+}
+
+func wayOf(p *pipeline.Packet) way { return way{p.In, p.Out, p.Routing} }
+
+// take lets a packet of ours go this way.
+func (w way) take(p *pipeline.Packet) {
+	p.Out = w.out
+	if w.routing != pipeline.Bridged {
+		p.In, p.Routing = w.in, w.routing
+	}
+}
+
 // half is one direction of a connection: what one end sends. Positions count
 // its bytes from 0, behind the SYN; the SYN is at -1.
 type half struct {
 	origin uint32 // sequence number of position 0
-	in     pipeline.PortID
-	out    pipeline.PortID
+	way
 	scale  uint8 // window scale that its sender has announced
 	scaled bool
 
@@ -81,14 +96,24 @@ func (h *half) gone() int64 {
 
 // begin makes h the direction whose bytes begin at sequence number origin.
 func (h *half) begin(origin uint32, p *pipeline.Packet) {
-	*h = half{origin: origin, in: p.In, out: p.Out, fin: -1, look: h.look[:0], held: h.held[:0], islands: h.islands[:0]}
+	*h = half{origin: origin, fin: -1, look: h.look[:0], held: h.held[:0], islands: h.islands[:0]}
 	h.learn(p)
+}
+
+// unheard is for a direction of which nothing has been seen yet, when a packet
+// of the other one has.
+func (h *half) unheard(p *pipeline.Packet, r *pipeline.Router) {
+	h.way, h.l2len = way{in: p.Out, out: p.In}, 0
+	if r != nil {
+		h.out, h.routing = r.Kernel, pipeline.Reroute
+	}
 }
 
 // learn takes over what packets of the sender look like, for resets in its
 // name.
 func (h *half) learn(p *pipeline.Packet) {
 	b := p.Bytes()
+	h.way = wayOf(p)
 	if n := int(p.L3); n <= len(h.l2) {
 		copy(h.l2[:n], b[:n])
 		h.l2len = uint8(n)

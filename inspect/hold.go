@@ -8,6 +8,7 @@ import (
 // held is a copy of a packet that waits for the streams.
 type held struct {
 	frame    []byte
+	way      way
 	pos, end int64
 	fin      bool
 	at       int64
@@ -116,7 +117,7 @@ func (s *Inspector) hold(f *flow, d pipeline.Direction, p *pipeline.Packet, pos,
 	if len(h.held) == 0 {
 		h.heldAt = p.Time
 	}
-	h.held = append(h.held, held{frame: append(frame[:0], b...), pos: pos, end: end, fin: fin, at: p.Time})
+	h.held = append(h.held, held{frame: append(frame[:0], b...), way: wayOf(p), pos: pos, end: end, fin: fin, at: p.Time})
 	s.heldLen++
 	s.n.held.Add(1)
 	if !f.waiting {
@@ -136,7 +137,7 @@ func (s *Inspector) flush(f *flow, d pipeline.Direction) (any bool) {
 		if f.watching > 0 && s.o.Hold && !h.may(q.end) {
 			break
 		}
-		if !s.emit(q.frame, h.out) {
+		if !s.emit(q.frame, q.way) {
 			s.n.noFrames.Add(1)
 			break
 		}
@@ -154,8 +155,8 @@ func (s *Inspector) flush(f *flow, d pipeline.Direction) (any bool) {
 	return any
 }
 
-// emit sends a copy of frame by port out. False: no frame is free.
-func (s *Inspector) emit(frame []byte, out pipeline.PortID) bool {
+// emit sends a copy of a frame on its way. False: no frame is free.
+func (s *Inspector) emit(frame []byte, w way) bool {
 	p := s.env.Emitter.Alloc()
 	if p == nil {
 		return false
@@ -166,7 +167,7 @@ func (s *Inspector) emit(frame []byte, out pipeline.PortID) bool {
 		return true // larger than what frames hold: it did not come in one
 	}
 	copy(p.Bytes(), frame)
-	p.Out = out
+	w.take(p)
 	s.env.Emitter.Emit(p)
 	return true
 }
@@ -303,7 +304,7 @@ func (s *Inspector) sendReset(f *flow, d pipeline.Direction, seq, ack uint32, wi
 		return
 	}
 	wire.FillL4(b, &p.Headers)
-	p.Out = h.out
+	h.take(p)
 	s.n.resetsSent.Add(1)
 	s.env.Emitter.Emit(p)
 }

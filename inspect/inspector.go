@@ -80,7 +80,7 @@ func (s *Inspector) segment(p *pipeline.Packet, now int64) {
 	if reversed == f.reversed {
 		d = pipeline.ToServer
 	}
-	if p.In != f.half[d].in && f.state != stateReleased {
+	if p.In != f.half[d].in && f.state != stateReleased && p.Routing == pipeline.Bridged {
 		s.n.wrongPort.Add(1)
 		p.Continue()
 		return
@@ -92,6 +92,9 @@ func (s *Inspector) segment(p *pipeline.Packet, now int64) {
 	if !s.o.ChecksumsSettled && p.Frag == wire.FragNone && !verified(p) {
 		p.Drop(pipeline.ReasonL4Checksum)
 		return
+	}
+	if p.Routing == pipeline.Routed { // routes change
+		f.half[d].learn(p)
 	}
 	f.last = p.Time
 	f.packets++

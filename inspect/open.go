@@ -53,8 +53,7 @@ func (s *Inspector) begin(p *pipeline.Packet, t wire.TCP, key wire.Flow, reverse
 	h.begin(t.Seq()+1, p)
 	h.scale, h.scaled = windowScale(t)
 	f.half[pipeline.ToClient].begin(t.Ack(), p)
-	f.half[pipeline.ToClient].in, f.half[pipeline.ToClient].out = p.Out, p.In
-	f.half[pipeline.ToClient].l2len = 0
+	f.half[pipeline.ToClient].unheard(p, s.env.Router)
 	f.half[pipeline.ToClient].edge = int64(t.Window()) // of a SYN: never scaled
 	f.state = stateSYN
 	s.pure(p)
@@ -154,7 +153,7 @@ func (s *Inspector) pickUp(p *pipeline.Packet, t wire.TCP, key wire.Flow, revers
 	h, o := &f.half[d], &f.half[1-d]
 	h.begin(t.Seq(), p)
 	o.begin(t.Ack(), p)
-	o.in, o.out, o.l2len = p.Out, p.In, 0
+	o.unheard(p, s.env.Router)
 	h.edge, o.edge = anywhere, anywhere
 	h.unsynced, o.unsynced = true, true
 	f.state = stateOpen
@@ -269,7 +268,7 @@ func (s *Inspector) succeed(f *flow, p *pipeline.Packet, t wire.TCP, now int64) 
 	conn.ID, conn.Start, conn.Midstream = pipeline.NewConnID(), p.Time, false
 	f.conn, f.again, f.streams = conn, false, f.streams[:0]
 	h := &f.half[pipeline.ToServer]
-	*h = half{origin: isn + 1, in: up.in, out: up.out, fin: -1, look: h.look[:0], held: h.held[:0], islands: h.islands[:0], l2: up.l2, l2len: up.l2len, ttl: up.ttl, scale: up.scale, scaled: up.scaled}
+	*h = half{origin: isn + 1, way: up.way, fin: -1, look: h.look[:0], held: h.held[:0], islands: h.islands[:0], l2: up.l2, l2len: up.l2len, ttl: up.ttl, scale: up.scale, scaled: up.scaled}
 	f.half[pipeline.ToClient].edge = 65535
 	s.open(f)
 	s.answered(f, p, t)

@@ -50,9 +50,11 @@ type Packet struct {
 	In, Out      PortID    // arrival port; port that Forward sends it to
 	Chain        ChainID   // chain it was steered to, or NoChain
 	HasFlow      bool
-	Anew         bool  // a SYN after the end of the connection that had its addresses and ports; from XDP
-	Time         int64 // receive time, ns since the epoch, never going back; the capture's own on replay
-	Wire         int32 // length on the wire where a capture cut it; else equal to Len
+	Anew         bool // a SYN after the end of the connection that had its addresses and ports; from XDP
+	Routing      Routing
+	RouteMTU     uint16 // if Routed: the largest IP packet that its route takes; 0: not known
+	Time         int64  // receive time, ns since the epoch, never going back; the capture's own on replay
+	Wire         int32  // length on the wire where a capture cut it; else equal to Len
 
 	verdict  Verdict
 	reason   Reason
@@ -154,5 +156,6 @@ func (p *Packet) reset(headroom int) {
 	p.verdict, p.reason, p.stage, p.released = verdictNone, ReasonNone, 0, 0
 	p.In, p.Out, p.Chain, p.HasFlow, p.Hash = NoPort, NoPort, NoChain, false, 0
 	p.Anew = false
+	p.Routing, p.RouteMTU = Bridged, 0
 	p.off, p.len, p.Wire, p.Time = int32(headroom), 0, 0, 0
 }

@@ -30,8 +30,8 @@ type PortStats struct {
 type Port interface {
 	Info() PortInfo
 
-	// Receive appends at most b.Room() packets to b, with the view set, Chain
-	// and Hash where XDP has told them, and Time where the source has a clock
+	// Receive appends at most b.Room() packets to b, with the view set, Chain,
+	// Hash, Routing and Out where XDP has told them, and Time where the source has a clock
 	// of its own (else 0: the worker stamps it). They come from the worker's
 	// pool and belong to the caller. (0, nil) means nothing
 	// now; io.EOF that nothing will come any more. It does not block.

@@ -94,6 +94,7 @@ type Env struct {
 	Splicer  Splicer      // nil: flows cannot leave user space
 	Wake     func()       // makes the worker take a turn soon; safe from any goroutine
 	Now      func() int64 // ns since the epoch, never going back; for goroutines other than the worker's
+	Router   *Router      // nil: bridge mode
 	Counters *CounterSet  // the stage's own counters
 	Shared   *Shared      // one per stage of the configuration, common to its instances on all workers
 	// Simulation is nil where time is the system's.

@@ -30,6 +30,8 @@ type WorkerOptions struct {
 	// Beat, if there is one, is called on the worker's goroutine at least every
 	// BeatInterval as long as the worker takes turns: a sign of life.
 	Beat func()
+	// Router is what stages get to know of it in router mode; nil: bridge mode.
+	Router *Router
 	// SpinTurns is how many empty turns a worker takes before it waits.
 	SpinTurns int
 	// Simulation is the world of the stages where time is not the system's.
@@ -132,7 +134,7 @@ func (w *Worker) Env() Env {
 	return Env{
 		Log: w.o.Log, Splicer: splicer, Worker: w.o.ID, Workers: max(len(w.peers), 1), Ports: w.o.Infos,
 		Emitter: w, Recorder: discard{}, Wake: wake, Now: w.clock, Offload: w.releases != nil,
-		Simulation: w.o.Simulation,
+		Simulation: w.o.Simulation, Router: w.o.Router,
 	}
 }
 
@@ -267,9 +269,14 @@ func (w *Worker) admit(now int64, in PortID) {
 	out := peer(len(w.o.Ports), in)
 	for _, p := range pkts {
 		bytes += uint64(p.len)
-		if p.In == NoPort {
+		switch {
+		case p.Routing != Bridged: // the port knows
+			if p.In == NoPort {
+				p.In = in
+			}
+		case p.In == NoPort:
 			p.In, p.Out = in, out
-		} else {
+		default:
 			p.Out = peer(len(w.o.Ports), p.In)
 		}
 		if p.Time == 0 {

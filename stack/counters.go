@@ -13,7 +13,7 @@ type counters struct {
 	denied, deniedReply, holdFull, panicked                                   *pipeline.Counter
 
 	midstream, wrongPort, flowLimit, pendingLimit, draining, bypassedAgain *pipeline.Counter
-	unusable, ipOptions, signed, fragmentedSYN, vlanClash                  *pipeline.Counter
+	unusable, ipOptions, offPort, signed, fragmentedSYN, vlanClash         *pipeline.Counter
 
 	bytesUp, bytesDown                                   *pipeline.Counter
 	icmpTranslated, icmpMTU, icmpIgnored, fragments      *pipeline.Counter
@@ -62,6 +62,7 @@ func newCounters(set *pipeline.CounterSet) counters {
 		draining:      c("bypassed_draining", "new connections passed on while the stage was draining"),
 		bypassedAgain: c("bypassed_again", "repeated SYNs of connections that were bypassed before"),
 		unusable:      c("unsupported_address", "new connections with an address or port that TCP cannot use"),
+		offPort:       c("unsupported_route", "new connections whose server is behind an interface that is no port, in router mode"),
 		ipOptions:     c("unsupported_ip_options", "new connections whose SYN had IP options or extension headers"),
 		signed:        c("unsupported_signature", "new connections with TCP-MD5 or TCP-AO"),
 		fragmentedSYN: c("unsupported_fragmented_syn", "new connections whose SYN was fragmented"),

@@ -97,6 +97,8 @@ func (s *Stack) cannotTerminate(p *pipeline.Packet) *pipeline.Counter {
 		return s.n.fragmentedSYN
 	case p.L4-p.L3 != plain:
 		return s.n.ipOptions
+	case p.Routing == pipeline.KernelRouted:
+		return s.n.offPort
 	case !usable(src.Addr()) || !usable(dst.Addr()) || src.Port() == 0 || dst.Port() == 0 || src == dst:
 		return s.n.unusable
 	}
@@ -195,6 +197,10 @@ func (s *Stack) newFlow(p *pipeline.Packet, t wire.TCP, offered synOptions, now 
 	copy(mac[:], eth[:6])
 	copy(eth[:6], eth[6:12])
 	copy(eth[6:12], mac[:])
+	if r := s.env.Router; r != nil {
+		// Until the server is heard of, nobody knows the way to the client.
+		f.client.way = way{out: r.Kernel, routing: pipeline.Reroute, from: p.Out}
+	}
 
 	syn := &pendingSYN{offered: offered, size: t.DataOffset()}
 	copy(syn.original[:], t[:syn.size])
@@ -274,6 +280,7 @@ func (s *Stack) whileDialing(p *pipeline.Packet, t wire.TCP, f *flow, fromClient
 				offered.mss = math.MaxUint16
 			}
 		}
+		offered.mss = f.server.routeMSS(offered.mss)
 		mirror(t, offered)
 		f.syn.accepted = parseSYN(t)
 		f.server.isn = t.Seq()
@@ -320,7 +327,7 @@ func (s *Stack) checkDial(f *flow, now int64) {
 	f.state = stateAccepting
 	f.setDeadline(now, s.o.HandshakeTimeout)
 	s.launched = false
-	s.inject(f.syn.deliverable(), f.conn.Flow.V6, true)
+	s.inject(f.syn.deliverable(f.client.routeMSS(f.syn.offered.mss)), f.conn.Flow.V6, true)
 	if !s.launched {
 		s.mu.Lock()
 		delete(s.shaking, f.client.id)
@@ -331,8 +338,8 @@ func (s *Stack) checkDial(f *flow, now int64) {
 }
 
 // deliverable returns the client's SYN as netstack is to see it: with the
-// options that the server accepted, and without data.
-func (y *pendingSYN) deliverable() []byte {
+// options that the server accepted, segments of at most mss, and without data.
+func (y *pendingSYN) deliverable(mss uint16) []byte {
 	var h wire.Headers
 	b := y.packet
 	// The lengths first: the parser checks them.
@@ -346,7 +353,7 @@ func (y *pendingSYN) deliverable() []byte {
 	t := wire.TCP(b[h.L4:])
 	t.SetFlags(wire.FlagSYN) // no ECN: netstack does not speak it
 	accepted := y.accepted
-	accepted.mss = y.offered.mss // what the client takes, whatever the server does
+	accepted.mss = mss // what the client takes, whatever the server does
 	mirror(t, accepted)
 	wire.FillL4(b, &h)
 	return b

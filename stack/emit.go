@@ -180,8 +180,7 @@ func (s *Stack) frame(l *leg, pkt *nstack.PacketBuffer, t wire.TCP, off, n int, 
 		l.offers(seg)
 	}
 	l.address(b[l2:], seg)
-	p.Out = l.out
-	s.env.Emitter.Emit(p)
+	l.send(p)
 	return true
 }
 
@@ -303,6 +302,5 @@ func (s *Stack) bare(l *leg, size int) (*pipeline.Packet, wire.TCP) {
 
 func (s *Stack) emitBare(l *leg, p *pipeline.Packet, seg wire.TCP) {
 	l.address(p.Bytes()[l.l2len:], seg)
-	p.Out = l.out
-	s.env.Emitter.Emit(p)
+	l.send(p)
 }

@@ -88,7 +88,7 @@ type leg struct {
 	// events is what netstack has notified of since the last service.
 	events atomic.Uint32
 
-	out       pipeline.PortID // where its end is
+	way       // to its end
 	l2        [wire.EthernetLen + wire.MaxVLANs*wire.VLANTagLen]byte
 	l2len     uint8
 	l3len     uint8
@@ -131,6 +131,50 @@ type leg struct {
 	held     outgoing // a pure ACK that a later segment may replace; held.pkt nil: none
 	unacked  uint8    // segments with data or FIN since an ACK went out
 	heldTill int64    // until when it may wait; 0: for the end of the turn
+}
+
+// way is how frames reach the end of a leg. In bridge mode it is a port for
+// good; a router learns it from the packets that go there.
+type way struct {
+	out     pipeline.PortID  // where its end is
+	routing pipeline.Routing // of frames
+	from    pipeline.PortID  // where packets of that direction come in
+	mtu     uint16           // of the route; 0: not known
+	epoch   uint32           // of the router, when it was learned
+}
+
+// learnWay takes over where a packet of the other end goes.
+func (l *leg) learnWay(p *pipeline.Packet) {
+	l.out, l.from, l.routing = p.Out, p.In, p.Routing
+	l.epoch = l.f.s.env.Router.Epoch.Load()
+	if p.RouteMTU != 0 {
+		l.mtu = p.RouteMTU
+	}
+}
+
+// send lets a frame go.
+func (l *leg) send(p *pipeline.Packet) {
+	p.Out = l.out
+	if l.routing != pipeline.Bridged {
+		p.Routing, p.In = l.routing, l.from
+		if r := l.f.s.env.Router; l.routing == pipeline.Routed && r.Lost(l.epoch) {
+			p.Out, p.Routing = r.Kernel, pipeline.Reroute
+		}
+	}
+	l.f.s.env.Emitter.Emit(p)
+}
+
+// routeMSS is the largest segment of an offer that the route to the leg's end
+// takes.
+func (l *leg) routeMSS(offered uint16) uint16 {
+	head := uint16(wire.IPv4Len + wire.TCPLen)
+	if l.f.conn.Flow.V6 {
+		head = wire.IPv6Len + wire.TCPLen
+	}
+	if l.mtu > head {
+		return min(offered, l.mtu-head)
+	}
+	return offered
 }
 
 // KUID and KGID make a leg the owner of the packets that its endpoint sends,

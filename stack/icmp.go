@@ -35,7 +35,7 @@ func (s *Stack) icmp(p *pipeline.Packet, now int64) {
 	if reversed == f.rev {
 		l = &f.server
 	}
-	if p.In != l.out {
+	if p.In != l.out && p.Routing == pipeline.Bridged {
 		p.Continue()
 		return
 	}
@@ -67,7 +67,7 @@ func (s *Stack) icmp(p *pipeline.Packet, now int64) {
 		copy(b[q.L4:min(q.End, p.End)], f.syn.original[:f.syn.size])
 		wire.FillL4(b, &p.Headers)
 		s.kill(f, now)
-		p.Forward(f.client.out)
+		p.Forward(p.Out)
 	default:
 		s.n.icmpIgnored.Add(1)
 		p.Consume()

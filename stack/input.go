@@ -62,7 +62,7 @@ func (s *Stack) segment(p *pipeline.Packet, now int64) {
 	if !fromClient {
 		l, to = to, l
 	}
-	if f.state != stateClosed && p.In != l.out {
+	if f.state != stateClosed && p.In != l.out && p.Routing == pipeline.Bridged {
 		s.n.wrongPort.Add(1)
 		p.Continue()
 		return
@@ -170,6 +170,12 @@ func (s *Stack) replaceable(f *flow, fromClient bool) bool {
 // toward this one.
 func (l *leg) learn(p *pipeline.Packet) {
 	b := p.Bytes()
+	switch {
+	case p.Routing == pipeline.KernelRouted && l.routing == pipeline.Routed:
+		return // too large for the route, say: what we send fits
+	case p.Routing != pipeline.Bridged:
+		l.learnWay(p)
+	}
 	if n := int(p.L3); n <= len(l.l2) {
 		copy(l.l2[:n], b[:n])
 		l.l2len = uint8(n)

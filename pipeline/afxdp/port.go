@@ -53,13 +53,24 @@ func NewMemory(frameSize, framesPerWorker, workers int, huge xsk.HugePages) (*Me
 // Close unmaps the memory.
 func (m *Memory) Close() error { return m.UMEM.Close() }
 
+// RouteMetadataLen is the number of bytes that stand before them in router mode:
+// magic, state, port, and the MTU of the route (struct route_meta).
+const RouteMetadataLen = 8
+
+const (
+	routeMagic = 0x5054
+	routeDone  = 1
+	routeWait  = 3
+)
+
 // Options describe one queue of one port.
 type Options struct {
 	Info     pipeline.PortInfo // ID, Name, Interface, Queue, MTU; Mode is read back from the kernel
 	Ifindex  int
 	Worker   int // whose pool the frames come from
 	Mode     xsk.Mode
-	RingSize int // entries of each ring; 0: 2048
+	Router   *pipeline.Router // nil: bridge mode
+	RingSize int              // entries of each ring; 0: 2048
 	// FillTarget is how many frames wait for packets to come in; 0: half of
 	// RingSize. More ride out longer bursts, fewer are left for sending.
 	FillTarget int
@@ -73,6 +84,7 @@ type Port struct {
 	pool   *pipeline.Pool
 	shift  uint
 	fill   int // target
+	router *pipeline.Router
 	descs  []xsk.Desc
 	addrs  []uint64
 	inFill int
@@ -107,7 +119,7 @@ func Open(m *Memory, o Options) (*Port, error) {
 		o.FillTarget = o.RingSize / 2
 	}
 	p := &Port{
-		info: o.Info, arena: m.Arena, pool: m.Arena.Pool(o.Worker), fill: min(o.FillTarget, o.RingSize),
+		info: o.Info, arena: m.Arena, pool: m.Arena.Pool(o.Worker), fill: min(o.FillTarget, o.RingSize), router: o.Router,
 		descs: make([]xsk.Desc, 4*pipeline.BatchSize), addrs: make([]uint64, 0, 4*pipeline.BatchSize),
 	}
 	for 1<<p.shift < m.Arena.FrameSize() {
@@ -172,6 +184,9 @@ func (p *Port) Receive(b *pipeline.Batch) (int, error) {
 				binary.NativeEndian.PutUint16(m, 0)
 			}
 		}
+		if p.router != nil {
+			p.route(pk, off)
+		}
 		bytes += int(d.Len)
 		b.Add(pk)
 		got++
@@ -181,6 +196,27 @@ func (p *Port) Receive(b *pipeline.Batch) (int, error) {
 	p.rxPackets.add(got)
 	p.rxBytes.add(bytes)
 	return got, nil
+}
+
+// route reads what the XDP program found out about the way of a packet. Without
+// it the kernel is to see to the packet.
+func (p *Port) route(pk *pipeline.Packet, off int) {
+	pk.Routing, pk.Out = pipeline.KernelRouted, p.router.Kernel
+	if off < MetadataLen+RouteMetadataLen {
+		return
+	}
+	m := pk.Frame()[off-MetadataLen-RouteMetadataLen : off-MetadataLen]
+	if binary.NativeEndian.Uint16(m) != routeMagic {
+		return
+	}
+	binary.NativeEndian.PutUint16(m, 0)
+	switch m[2] {
+	case routeDone:
+		pk.Routing, pk.Out, pk.RouteMTU = pipeline.Routed, pipeline.PortID(m[3]), binary.NativeEndian.Uint16(m[4:])
+	case routeWait:
+		pk.Routing = pipeline.Unresolved
+		pk.Forward(p.router.Kernel)
+	}
 }
 
 // Transmit implements pipeline.Port.

@@ -173,6 +173,7 @@ func (l *lane) copy(pkt *pipeline.Packet) *pipeline.Packet {
 	}
 	copy(twin.Bytes(), pkt.Bytes())
 	twin.Wire, twin.In, twin.Out, twin.Chain, twin.Hash, twin.Time = pkt.Wire, pkt.In, pkt.Out, pkt.Chain, pkt.Hash, pkt.Time
+	twin.Routing, twin.RouteMTU = pkt.Routing, pkt.RouteMTU
 	if l.p.o.Copied != nil {
 		l.p.o.Copied(pkt, twin)
 	}

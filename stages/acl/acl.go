@@ -100,7 +100,7 @@ func (s *stage) Process(b *pipeline.Batch) {
 			later++
 		}
 		i := s.set.Match(p)
-		if s.env.Offload && p.HasFlow && s.drops(i) == s.drops(s.set.MatchReply(p, s.env.Peer(p.In))) {
+		if s.env.Offload && p.HasFlow && s.drops(i) == s.drops(s.set.MatchReply(p, p.Out)) {
 			p.Release() // all packets of the flow have the same fate
 		}
 		if i < 0 {

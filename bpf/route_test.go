@@ -348,13 +348,18 @@ func TestSteerRouted(t *testing.T) {
 	socket := func(reason string) fate { return fate{VerdictSocket, reason} }
 	pass := func(reason string) fate { return fate{VerdictPass, reason} }
 
-	step("no neighbour: no flow yet", 0, g.frame(way{dst: "10.78.2.77"}, "S"), socket("route_no_neighbor"), RouteWait, 0)
-	step("and again", 0, g.frame(way{dst: "10.78.2.77"}, "S"), socket("route_no_neighbor"), RouteWait, 0)
 	step("last hop", 0, g.frame(way{ttl: 1}, "S"), pass("route_ttl"), 0, 0)
+	step("no route", 0, g.frame(way{dst: "8.8.8.8"}, "S"), pass("route_none"), 0, 0)
 	n := 0
 	if err := g.Flows(func(FlowEntry) bool { n++; return true }); err != nil || n != 0 {
 		t.Fatalf("%d flows, %v", n, err)
 	}
+	step("no neighbour", 0, g.frame(way{dst: "10.78.2.77"}, "S"), socket("route_no_neighbor"), RouteWait, 0)
+	step("and again", 0, g.frame(way{dst: "10.78.2.77"}, "S"), socket("route_no_neighbor"), RouteWait, 0)
+	// Its flow is known: answers to what user space sends on go to the chain.
+	back := g.frame(way{dst: "10.78.1.2", src: "10.78.2.77", dstMAC: g.mac[1]}, "A")
+	back[34], back[35], back[36], back[37] = back[36], back[37], back[34], back[35]
+	step("the answer", 1, back, socket("flow_known"), RouteDone, 0)
 	step("new", 0, g.frame(way{}, "S"), socket("flow_new"), RouteDone, 1)
 	step("known", 0, g.frame(way{}, "A"), socket("flow_known"), RouteDone, 1)
 	step("too big", 0, g.frame(way{size: 1361}, "A"), pass("route_too_big"), 0, 0)

@@ -118,14 +118,8 @@ static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, 
 	if (listener != LISTENER_THERE)
 		return steer_unheard(ctx, listener);
 	p->chain = rule;
-	if (default_action == DEFAULT_ROUTE) {
-		switch (route_ask(ctx, r, true)) {
-		case ROUTE_PASS:
-			return steer_exit(ctx, VERDICT_PASS, r->reason);
-		case ROUTE_WAIT: /* it comes again, when the way is known */
-			return deliver_routed(ctx, p->chain, hash, REASON_FLOW_NEW, r);
-		}
-	}
+	if (default_action == DEFAULT_ROUTE && route_ask(ctx, r, true) == ROUTE_PASS)
+		return steer_exit(ctx, VERDICT_PASS, r->reason);
 	p->len = frame_len(ctx);
 	installed = flow_install(p, hash, now);
 	if (installed != INSTALLED) {

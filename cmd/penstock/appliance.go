@@ -15,6 +15,7 @@ import (
 	"penstock/internal/control"
 	"penstock/internal/gate"
 	"penstock/internal/record"
+	"penstock/internal/route"
 	"penstock/pipeline"
 	"penstock/pipeline/afxdp"
 	"penstock/pipeline/fault"
@@ -42,6 +43,7 @@ type appliance struct {
 	gate    *gate.Gate
 	record  *record.Recorder
 	server  *control.Server
+	router  *route.Router // nil: bridge mode
 
 	stop     context.CancelFunc
 	running  sync.WaitGroup
@@ -69,7 +71,8 @@ func startAppliance(cfg *config.Config, log *slog.Logger) (a *appliance, err err
 		return a, errors.New("root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK, are needed to attach XDP; run it with sudo")
 	}
 	for _, step := range []func() error{
-		a.findInterfaces, a.openRecorder, a.loadXDP, a.takePlace, a.openGate, a.openQueues, a.buildWorkers, a.startWorkers, a.attach, a.serve,
+		a.findInterfaces, a.openRecorder, a.checkForwarding, a.loadXDP, a.takePlace, a.openGate, a.openRouter,
+		a.openQueues, a.buildWorkers, a.startWorkers, a.attach, a.serve,
 	} {
 		if err := step(); err != nil {
 			return a, err
@@ -154,6 +157,7 @@ func (a *appliance) openQueues() (err error) {
 		for w, q := range n.queues {
 			p, err := afxdp.Open(a.memory, afxdp.Options{
 				Info: a.portInfo(i, q), Ifindex: n.ifindex, Worker: w, Mode: xskModes[a.cfg.Ports[i].ZeroCopy], RingSize: a.cfg.Appliance.RingSize,
+				Router: a.routing(),
 			})
 			if err != nil {
 				return err
@@ -207,9 +211,16 @@ func (a *appliance) buildWorkers() error {
 			}
 			ports = append(ports, a.wires[i][w])
 		}
+		if a.router != nil {
+			door := a.router.Port(w, a.memory.Arena.Pool(w), waiter.Wake)
+			ports = append(ports, door)
+			if w == 0 {
+				infos = append(infos, door.Info())
+			}
+		}
 		a.workers = append(a.workers, pipeline.NewWorker(pipeline.WorkerOptions{
 			ID: w, Ports: ports, Infos: infos, Pool: a.memory.Arena.Pool(w), Waiter: waiter, Clock: clock, Log: a.log,
-			Default: unmarked, Offloader: a, Beat: func() { a.beat(w) },
+			Default: unmarked, Offloader: a, Router: a.routing(), Beat: func() { a.beat(w) },
 		}))
 	}
 	pipeline.Link(a.workers)
@@ -258,8 +269,11 @@ func (a *appliance) Offload(flows []pipeline.ReleasedFlow) {
 func (a *appliance) attach() error {
 	a.xdp = make([]bpf.Mode, len(a.nics))
 	for i, n := range a.nics {
-		if err := n.setPromisc(true); err != nil {
-			return err
+		// A router takes what is addressed to it.
+		if a.router == nil {
+			if err := n.setPromisc(true); err != nil {
+				return err
+			}
 		}
 		mode, err := a.steerer.Attach(i)
 		if err != nil {
@@ -284,6 +298,9 @@ func (a *appliance) serve() (err error) {
 func (a *appliance) startWorkers() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	a.stop = cancel
+	if err := a.startRouter(ctx); err != nil {
+		return err
+	}
 	for i, w := range a.workers {
 		a.beat(i)
 		a.running.Add(1)

@@ -41,7 +41,7 @@ func detachCommand(args []string) error {
 	}
 	removePinRoot(cfg)
 	for _, p := range cfg.Ports {
-		if n, err := findNIC(p); err == nil {
+		if n, err := findNIC(p); err == nil && cfg.Appliance.Mode == config.ModeBridge {
 			n.promisc = true // that instance had turned it on
 			if err := n.setPromisc(false); err != nil {
 				return err

@@ -50,6 +50,9 @@ func (a *appliance) Status() control.Status {
 			s.Frames.InFlight += q.InFlight
 		}
 	}
+	if a.router != nil {
+		s.Router = a.router.Counters()
+	}
 	s.Flows.Limit = a.cfg.Appliance.MaxFlows
 	if steered, offloaded, err := a.countFlows(); err == nil {
 		s.Flows.Steered, s.Flows.Offloaded = steered, offloaded

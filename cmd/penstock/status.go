@@ -112,6 +112,14 @@ func printStatus(out io.Writer, s control.Status) {
 	}
 	tw.Flush()
 
+	if s.Router != nil {
+		fmt.Fprintln(tw, "\nROUTER\tCOUNT")
+		for _, name := range sortedKeys(s.Router) {
+			fmt.Fprintf(tw, "%s\t%d\n", name, s.Router[name])
+		}
+		tw.Flush()
+	}
+
 	fmt.Fprintln(tw, "\nCHAIN\tDEPTH\tSTAGE\tPACKETS\tCONTINUE\tDROP\tFORWARD\tCONSUME\tCOUNTERS")
 	for _, c := range s.Chains {
 		fmt.Fprintf(tw, "%s\t%s\t\t%d\t\t\t\t\t\n", c.Name, c.Depth, c.Packets)

@@ -32,6 +32,9 @@ func steerOptions(cfg *config.Config) bpf.Options {
 		Silence:     time.Duration(a.Heartbeat),
 		GateEntries: uint32(cfg.Gate.MaxEntries), GateSources: uint32(cfg.Gate.MaxSources),
 	}
+	if a.Mode == config.ModeRouter {
+		o.Default = bpf.DefaultRoute
+	}
 	o.PinRoot, o.LinksLate = a.Pins, a.OnExit != config.OnExitOpen
 	for _, p := range cfg.Ports {
 		o.Ports = append(o.Ports, bpf.Port{Name: p.Name, Mode: xdpModes[p.XDP]})

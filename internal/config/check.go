@@ -112,9 +112,6 @@ func (c *checker) appliance() {
 		}
 	}
 	check("name", nameProblem(a.Name))
-	if a.Mode == ModeRouter {
-		check("mode", `router mode is not built yet: want "bridge"`)
-	}
 	check("control", pathProblem(a.Control, 107)) // sun_path holds 108 bytes with the final zero
 	check("pins", pathProblem(a.Pins, 4000))
 	check("metrics", addressProblem(a.Metrics))
@@ -180,16 +177,20 @@ func (c *checker) ports() {
 		p.Fault = c.fault(path+".fault", t.Fault)
 		c.config.Ports = append(c.config.Ports, p)
 	}
-	if n == 2 || n > MaxPorts || c.doc.Appliance.Mode == ModeRouter || c.isBad("port") {
+	router := c.doc.Appliance.Mode == ModeRouter
+	if n == 2 || n > MaxPorts || router && n > 0 || c.isBad("port") {
 		return
 	}
-	at := "port"
+	at, want := "port", "bridge mode wants exactly two [[port]] tables"
+	if router {
+		want = "router mode wants at least one [[port]] table"
+	}
 	if n > 2 {
 		at = "port[2]"
 	}
 	line, col := c.ix.find(at)
 	c.bad["port"] = true
-	c.problems = append(c.problems, Problem{File: c.file, Line: line, Col: col, Text: fmt.Sprintf("bridge mode wants exactly two [[port]] tables, got %d", n)})
+	c.problems = append(c.problems, Problem{File: c.file, Line: line, Col: col, Text: fmt.Sprintf("%s, got %d", want, n)})
 }
 
 // name checks the name key of a table.

@@ -36,7 +36,7 @@ type Config struct {
 // Appliance is the [appliance] table.
 type Appliance struct {
 	Name           string         `toml:"name" help:"names this appliance on its machine: the lock, and the defaults of control and pins"`
-	Mode           string         `toml:"mode" values:"bridge|router" help:"bridge: a bump in the wire between two ports; router: the kernel routes what is not steered (not built yet)"`
+	Mode           string         `toml:"mode" values:"bridge|router" help:"bridge: a bump in the wire between two ports; router: the kernel routes what is not steered, and XDP routes the rest by the kernel's tables"`
 	Control        string         `toml:"control" help:"path of the local control socket; \"\" turns it off"`
 	Metrics        string         `toml:"metrics" help:"address and port on which Prometheus metrics are served; \"\" turns them off"`
 	OnExit         string         `toml:"on_exit" values:"open|closed" help:"what becomes of the wire without the appliance: open: it stays connected; closed: it does not"`

@@ -32,7 +32,7 @@ var words = map[string]string{
 	"midstream.bypass":  "TCP flows whose beginning nobody saw go past the chains",
 	"midstream.inspect": "TCP flows whose beginning nobody saw go to their chain all the same",
 	"midstream.drop":    "TCP flows whose beginning nobody saw are dropped",
-	"malformed.forward": "packets that cannot be parsed go to the other port",
+	"malformed.forward": "packets that cannot be parsed go past the chains",
 	"malformed.drop":    "packets that cannot be parsed are dropped",
 	"offload.never":     "flows stay in user space",
 }
@@ -43,7 +43,11 @@ func (c *Config) explainAppliance(b *strings.Builder) {
 	for i, p := range c.Ports {
 		names[i] = p.Name
 	}
-	fmt.Fprintf(b, "%s: appliance %q, a %s between %s\n", c.File, a.Name, a.Mode, strings.Join(names, " and "))
+	place := "between"
+	if len(names) == 1 {
+		place = "on"
+	}
+	fmt.Fprintf(b, "%s: appliance %q, a %s %s %s\n", c.File, a.Name, a.Mode, place, strings.Join(names, " and "))
 	rows := table{
 		{"on_exit", a.OnExit + ": " + words["on_exit."+a.OnExit]},
 		{"heartbeat", fmt.Sprintf("a worker that is silent for %v counts as gone", a.Heartbeat)},
@@ -78,6 +82,14 @@ func (c *Config) explainPorts(b *strings.Builder) {
 	rows.write(b)
 }
 
+// bypass is where goes what no chain takes.
+func (c *Config) bypass() string {
+	if c.Appliance.Mode == ModeRouter {
+		return "bypass: the kernel routes it"
+	}
+	return "bypass"
+}
+
 // String returns "all queues" or "queues 0, 2".
 func (q Queues) String() string {
 	if q.All {
@@ -104,7 +116,7 @@ func (c *Config) explainSteer(b *strings.Builder) {
 	if len(rows) > 0 {
 		rest = "everything else"
 	}
-	rows = append(rows, []string{"", rest, "-> bypass"})
+	rows = append(rows, []string{"", rest, "-> " + c.bypass()})
 	rows.write(b)
 }
 

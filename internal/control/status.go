@@ -32,6 +32,9 @@ type Status struct {
 	Flows   FlowCounts             `json:"flows"`
 	Workers []pipeline.WorkerStats `json:"workers"`
 	Records []Record               `json:"records,omitempty"`
+	// Router counts the packets that XDP could not route by itself, by what
+	// became of them. Router mode only.
+	Router map[string]uint64 `json:"router,omitempty"`
 
 	// Warnings are states that an operator wants to know of, in words.
 	Warnings []string `json:"warnings,omitempty"`

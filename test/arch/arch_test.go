@@ -116,11 +116,12 @@ var allowed = map[string][]string{
 	"internal/record":              {"pipeline"},
 	"internal/control":             {"pipeline", "internal/latency"},
 	"internal/lab":                 {},
+	"internal/route":               {"pipeline", "internal/wire"},
 	"internal/lab/labtest":         {"internal/lab"},
 	"internal/lab/traffic":         {"internal/lab"},
 	"cmd/penstock": {
 		"pipeline", "pipeline/afxdp", "pipeline/fault", "xsk", "bpf", "pcap", "pcap/closedloop", "stages", "configs", "internal/config", "internal/control", "internal/gate",
-		"internal/record", "internal/lab", "internal/lab/traffic", "internal/units", "internal/wire",
+		"internal/record", "internal/route", "internal/lab", "internal/lab/traffic", "internal/units", "internal/wire",
 	},
 	"test/arch": {},
 	"test/e2e":  {},

@@ -156,7 +156,7 @@ func (a *appliance) openQueues() (err error) {
 		a.wires = append(a.wires, make([]pipeline.Port, workers))
 		for w, q := range n.queues {
 			p, err := afxdp.Open(a.memory, afxdp.Options{
-				Info: a.portInfo(i, q), Ifindex: n.ifindex, Worker: w, Mode: xskModes[a.cfg.Ports[i].ZeroCopy], RingSize: a.cfg.Appliance.RingSize,
+				Info: a.portInfo(i, q), Ifindex: n.ifindex, Worker: w, Mode: n.socketMode(a.cfg.Ports[i].ZeroCopy), RingSize: a.cfg.Appliance.RingSize,
 				Router: a.routing(),
 			})
 			if err != nil {

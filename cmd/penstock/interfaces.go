@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"penstock/internal/config"
+	"penstock/xsk"
 )
 
 // nic is what the kernel says of the interface of a port.
@@ -18,8 +19,9 @@ type nic struct {
 	ifindex int
 	mtu     int
 	up      bool
-	queues  []int // as configured, checked against those that exist
-	promisc bool  // we have turned it on
+	driver  string // "" if the kernel does not say
+	queues  []int  // as configured, checked against those that exist
+	promisc bool   // we have turned it on
 }
 
 // maxXDPMTU is the largest MTU whose packets fit into one page with XDP's
@@ -38,6 +40,10 @@ func findNIC(p config.Port) (*nic, error) {
 	}
 	a := l.Attrs()
 	n := &nic{name: a.Name, ifindex: a.Index, mtu: a.MTU, up: a.OperState == netlink.OperUp || a.OperState == netlink.OperUnknown}
+	if e, err := ethtool.NewEthtool(); err == nil {
+		n.driver, _ = e.DriverName(a.Name)
+		e.Close()
+	}
 	have := channels(a)
 	if p.Queues.All {
 		for q := range have {
@@ -53,6 +59,19 @@ func findNIC(p config.Port) (*nic, error) {
 		n.queues = append(n.queues, q)
 	}
 	return n, nil
+}
+
+// noAutoZeroCopy are drivers on which zero_copy = "auto" means copy mode: what XDP
+// redirects into an interface that has a zero-copy socket was seen to get lost
+// there (docs/nics.md).
+var noAutoZeroCopy = []string{"virtio_net"}
+
+// socketMode is how the sockets of an interface are to be bound.
+func (n *nic) socketMode(zeroCopy string) xsk.Mode {
+	if zeroCopy == "auto" && slices.Contains(noAutoZeroCopy, n.driver) {
+		return xsk.Copy
+	}
+	return xskModes[zeroCopy]
 }
 
 // channels is the number of receive queues in use. The driver's channels count

@@ -11,6 +11,7 @@ import (
 
 	"penstock/internal/control"
 	"penstock/pcap"
+	"penstock/xsk"
 )
 
 // invoke runs the command line and returns what a shell would see.
@@ -213,6 +214,21 @@ func TestRate(t *testing.T) {
 	} {
 		if got := bitRate(v); got != want {
 			t.Errorf("%v is %q, want %q", v, got, want)
+		}
+	}
+}
+
+func TestSocketMode(t *testing.T) {
+	for _, c := range []struct {
+		driver, want string
+		mode         xsk.Mode
+	}{
+		{"ice", "auto", xsk.Auto}, {"", "auto", xsk.Auto}, {"virtio_net", "auto", xsk.Copy},
+		{"virtio_net", "on", xsk.ZeroCopy}, {"ice", "off", xsk.Copy},
+	} {
+		n := &nic{driver: c.driver}
+		if got := n.socketMode(c.want); got != c.mode {
+			t.Errorf("%q with zero_copy = %q: mode %v, want %v", c.driver, c.want, got, c.mode)
 		}
 	}
 }

@@ -148,6 +148,10 @@ static __always_inline int steer_offloaded(struct xdp_md *ctx, __u64 decision, _
 {
 	if (decision_action(decision) == ACTION_DROP)
 		return steer_exit(ctx, VERDICT_DROP, reason);
+	routed = default_action == DEFAULT_ROUTE && routed && !decision_egress(decision);
+	/* Before anything is changed: what the kernel says of a packet quotes it, and its sender has to know it again. */
+	if (routed && route_ask(ctx, r, note) == ROUTE_PASS)
+		return steer_exit(ctx, VERDICT_PASS, r->reason);
 	if (decision >> DECISION_REWRITE_SHIFT) {
 		enum translated t = translate(ctx, decision);
 
@@ -156,8 +160,8 @@ static __always_inline int steer_offloaded(struct xdp_md *ctx, __u64 decision, _
 	}
 	if (decision_egress(decision))
 		return steer_out(ctx, decision_egress(decision) - 1, reason);
-	if (default_action == DEFAULT_ROUTE && routed)
-		return route_out(ctx, r, reason, note);
+	if (routed)
+		return route_out(ctx, r, reason);
 	return steer_default(ctx, reason);
 }
 

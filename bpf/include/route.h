@@ -220,10 +220,10 @@ static __always_inline int route_ask(struct xdp_md *ctx, struct route *r, bool n
 	return route_find(ctx, r, note);
 }
 
-/* A packet that needs no chain: out by a port without leaving XDP, else what the kernel makes of it. */
-static __always_inline int route_out(struct xdp_md *ctx, struct route *r, enum reason reason, bool note)
+/* A packet that needs no chain and whose way is known: out by a port without leaving XDP, else what the kernel makes of it. */
+static __always_inline int route_out(struct xdp_md *ctx, struct route *r, enum reason reason)
 {
-	if (route_ask(ctx, r, note) != ROUTE_DONE)
+	if (r->state != ROUTE_DONE)
 		return steer_exit(ctx, VERDICT_PASS, r->reason);
 	route_apply(ctx, r);
 	if (bpf_redirect_map(&peers, r->port, XDP_DROP) != XDP_REDIRECT)

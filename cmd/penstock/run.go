@@ -55,7 +55,7 @@ func runCommand(args []string) error {
 	for {
 		select {
 		case err := <-a.failed:
-			return fmt.Errorf("run: %w", joinClose(err, a.close(cfg.Appliance.OnExit != config.OnExitOpen)))
+			return fmt.Errorf("run: %w", joinClose(err, a.close(!leavesXDP(cfg) || !a.pinned)))
 		case <-a.handover:
 			return a.shutdown("handover", true, signals)
 		case sig := <-signals:
@@ -68,14 +68,36 @@ func runCommand(args []string) error {
 				}
 				continue
 			}
-			return a.shutdown(sig.String(), cfg.Appliance.OnExit == config.OnExitOpen, signals)
+			return a.shutdown(sig.String(), leavesXDP(cfg) && a.pinned, signals)
 		}
 	}
 }
 
-// shutdown drains and leaves the wire connected, or cuts it. A signal ends the
+// leavesXDP reports whether XDP stays attached without the process: to keep the
+// wire connected, or, where the kernel would route what a chain wants, cut.
+func leavesXDP(cfg *config.Config) bool {
+	return cfg.Appliance.OnExit == config.OnExitOpen || cfg.Appliance.Mode == config.ModeRouter
+}
+
+// wireText says what becomes of packets when the process is gone.
+func (a *appliance) wireText(leaves bool) string {
+	c := &a.cfg.Appliance
+	switch {
+	case c.Mode == config.ModeRouter && !leaves:
+		return "connected: the kernel routes everything"
+	case c.Mode == config.ModeRouter && c.OnExit == config.OnExitOpen:
+		return "connected: XDP goes on routing, and the kernel what chains want"
+	case c.Mode == config.ModeRouter:
+		return "cut for packets that chains want: XDP drops them"
+	case leaves:
+		return "connected: XDP goes on bridging"
+	}
+	return "cut: XDP is detached"
+}
+
+// shutdown drains and leaves XDP attached, or detaches it. A signal ends the
 // draining.
-func (a *appliance) shutdown(why string, open bool, signals <-chan os.Signal) error {
+func (a *appliance) shutdown(why string, leaves bool, signals <-chan os.Signal) error {
 	timeout := time.Duration(a.cfg.Appliance.DrainTimeout)
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
@@ -89,13 +111,9 @@ func (a *appliance) shutdown(why string, open bool, signals <-chan os.Signal) er
 	a.log.Info("draining", "why", why, "for_at_most", timeout)
 	left := a.drain(ctx)
 	status := a.Status()
-	err := a.close(!open)
-	wire := "cut: XDP is detached"
-	if open {
-		wire = "connected: XDP goes on bridging"
-	}
+	err := a.close(!leaves)
 	t := status.Totals
-	a.log.Info("appliance has stopped", "connections_cut", left, "wire", wire,
+	a.log.Info("appliance has stopped", "connections_cut", left, "wire", a.wireText(leaves),
 		"packets", t.Packets, "forwarded", t.Forwarded, "consumed", t.Consumed, "dropped", t.DroppedTotal())
 	return err
 }

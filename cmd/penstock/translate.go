@@ -35,7 +35,7 @@ func steerOptions(cfg *config.Config) bpf.Options {
 	if a.Mode == config.ModeRouter {
 		o.Default = bpf.DefaultRoute
 	}
-	o.PinRoot, o.LinksLate = a.Pins, a.OnExit != config.OnExitOpen
+	o.PinRoot, o.LinksLate = a.Pins, !leavesXDP(cfg)
 	for _, p := range cfg.Ports {
 		o.Ports = append(o.Ports, bpf.Port{Name: p.Name, Mode: xdpModes[p.XDP]})
 	}

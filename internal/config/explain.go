@@ -27,14 +27,16 @@ func (c *Config) Explain(w io.Writer) {
 }
 
 var words = map[string]string{
-	"on_exit.open":      "the wire stays connected without the appliance",
-	"on_exit.closed":    "the wire is cut without the appliance",
-	"midstream.bypass":  "TCP flows whose beginning nobody saw go past the chains",
-	"midstream.inspect": "TCP flows whose beginning nobody saw go to their chain all the same",
-	"midstream.drop":    "TCP flows whose beginning nobody saw are dropped",
-	"malformed.forward": "packets that cannot be parsed go past the chains",
-	"malformed.drop":    "packets that cannot be parsed are dropped",
-	"offload.never":     "flows stay in user space",
+	"on_exit.open":          "the wire stays connected without the appliance",
+	"on_exit.closed":        "the wire is cut without the appliance",
+	"on_exit.router.open":   "without the appliance the kernel routes what chains want",
+	"on_exit.router.closed": "without the appliance packets that chains want are dropped",
+	"midstream.bypass":      "TCP flows whose beginning nobody saw go past the chains",
+	"midstream.inspect":     "TCP flows whose beginning nobody saw go to their chain all the same",
+	"midstream.drop":        "TCP flows whose beginning nobody saw are dropped",
+	"malformed.forward":     "packets that cannot be parsed go past the chains",
+	"malformed.drop":        "packets that cannot be parsed are dropped",
+	"offload.never":         "flows stay in user space",
 }
 
 func (c *Config) explainAppliance(b *strings.Builder) {
@@ -49,7 +51,7 @@ func (c *Config) explainAppliance(b *strings.Builder) {
 	}
 	fmt.Fprintf(b, "%s: appliance %q, a %s %s %s\n", c.File, a.Name, a.Mode, place, strings.Join(names, " and "))
 	rows := table{
-		{"on_exit", a.OnExit + ": " + words["on_exit."+a.OnExit]},
+		{"on_exit", a.OnExit + ": " + words["on_exit."+c.mode()+a.OnExit]},
 		{"heartbeat", fmt.Sprintf("a worker that is silent for %v counts as gone", a.Heartbeat)},
 		{"midstream", a.Midstream + ": " + words["midstream."+a.Midstream]},
 		{"malformed", a.Malformed + ": " + words["malformed."+a.Malformed]},
@@ -80,6 +82,14 @@ func (c *Config) explainPorts(b *strings.Builder) {
 		}
 	}
 	rows.write(b)
+}
+
+// mode distinguishes words that mean something else for a router.
+func (c *Config) mode() string {
+	if c.Appliance.Mode == ModeRouter {
+		return "router."
+	}
+	return ""
 }
 
 // bypass is where goes what no chain takes.

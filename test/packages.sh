@@ -12,6 +12,7 @@ need tshark tshark
 need ethtool ethtool
 need ip iproute2
 need openssl openssl
+need traceroute traceroute
 # `packages.sh bench`: the peers that only the benchmarks run.
 if [ "${1:-}" = bench ]; then
 	need haproxy haproxy

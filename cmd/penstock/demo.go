@@ -14,11 +14,13 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"penstock/configs"
+	"penstock/internal/config"
 	"penstock/internal/control"
 	"penstock/internal/lab"
 	"penstock/internal/lab/traffic"
@@ -29,13 +31,17 @@ import (
 const demoBytes = 64 << 20
 
 func demoCommand(args []string) error {
-	fs := newFlags("demo", "")
+	fs := newFlags("demo", "[--mode bridge|router]")
+	mode := fs.String("mode", config.ModeBridge, "what the appliance is to the ends: a bridge, which they do not see, or their router")
 	rest, err := parse(fs, args)
 	if err != nil {
 		return err
 	}
 	if len(rest) > 0 {
 		return usagef("want no arguments, got %q", rest)
+	}
+	if *mode != config.ModeBridge && *mode != config.ModeRouter {
+		return usagef("--mode: want %q or %q, got %q", config.ModeBridge, config.ModeRouter, *mode)
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
@@ -46,7 +52,7 @@ func demoCommand(args []string) error {
 	if err != nil {
 		return err
 	}
-	d := &demo{ctx: ctx, lab: l}
+	d := &demo{ctx: ctx, lab: l, mode: *mode}
 	err = d.run()
 	if ctx.Err() != nil && err != nil {
 		err = errors.New("interrupted")
@@ -58,8 +64,10 @@ func demoCommand(args []string) error {
 type demo struct {
 	ctx     context.Context
 	lab     *lab.Lab
+	mode    string
 	net     *lab.Inline
 	dir     string
+	file    string // the configuration
 	control string
 	daemon  *lab.Cmd
 	servers []chan error
@@ -77,6 +85,12 @@ func (d *demo) close() error {
 	var errs []error
 	if d.daemon != nil {
 		errs = append(errs, d.daemon.Terminate(10*time.Second))
+		// A router's XDP stays when its process ends.
+		if self, err := os.Executable(); err == nil && d.mode == config.ModeRouter {
+			if out, err := d.net.Appliance.Command(context.Background(), self, "detach", d.file).CombinedOutput(); err != nil {
+				errs = append(errs, fmt.Errorf("detach XDP: %w: %s", err, out))
+			}
+		}
 	}
 	errs = append(errs, d.lab.Close())
 	if d.dir != "" {
@@ -129,6 +143,9 @@ func (d *demo) check(ok bool, format string, args ...any) {
 }
 
 func (d *demo) build() (err error) {
+	if d.mode == config.ModeRouter {
+		return d.buildRouted()
+	}
 	d.net, err = d.lab.Inline(lab.InlineOptions{})
 	if err != nil {
 		return err
@@ -137,6 +154,27 @@ func (d *demo) build() (err error) {
   client namespace            appliance namespace             server namespace
   10.77.0.1, fd77::1  ------  eth1 [ penstock run ] eth2  ------  10.77.0.2, fd77::2
                               no addresses, no routes
+
+`)
+	return nil
+}
+
+// buildRouted puts the ends into subnets of their own, with the appliance as
+// their router.
+func (d *demo) buildRouted() error {
+	n, err := d.lab.Routed(lab.RoutedOptions{})
+	if err != nil {
+		return err
+	}
+	d.net = &lab.Inline{
+		Client: n.Client, Appliance: n.Gateway, Server: n.Server, ClientIf: n.ClientIf, ServerIf: n.ServerIf,
+		ClientIP4: n.ClientIP4, ClientIP6: n.ClientIP6, ServerIP4: n.ServerIP4, ServerIP6: n.ServerIP6,
+	}
+	fmt.Print(`
+  client namespace              appliance namespace               server namespace
+  10.78.1.2, fd78:1::2  ------  eth1 [ penstock run ] eth2  ------  10.78.2.2, fd78:2::2
+  gateway 10.78.1.1             10.78.1.1     10.78.2.1             gateway 10.78.2.1
+          fd78:1::1             fd78:1::1     fd78:2::1                     fd78:2::1
 
 `)
 	return nil
@@ -163,7 +201,11 @@ func (d *demo) serveOrigin() error {
 // startDaemon runs the shipped configuration, under a name of its own so that
 // it meets no other appliance of this machine.
 func (d *demo) startDaemon() (err error) {
-	text, err := configs.FS.ReadFile("demo.toml")
+	name := "demo"
+	if d.mode == config.ModeRouter {
+		name = "router"
+	}
+	text, err := configs.FS.ReadFile(name + ".toml")
 	if err != nil {
 		return err
 	}
@@ -171,16 +213,19 @@ func (d *demo) startDaemon() (err error) {
 		return err
 	}
 	d.control = filepath.Join(d.dir, "control.sock")
-	file := filepath.Join(d.dir, "demo.toml")
-	own := strings.NewReplacer(`"demo"`, fmt.Sprintf("%q", d.lab.Name()), `"/run/penstock-demo/control.sock"`, fmt.Sprintf("%q", d.control)).Replace(string(text))
-	if err := os.WriteFile(file, []byte(own), 0o600); err != nil {
+	d.file = filepath.Join(d.dir, name+".toml")
+	own := strings.NewReplacer(
+		"\nname    = "+strconv.Quote(name), "\nname    = "+strconv.Quote(d.lab.Name()),
+		strconv.Quote("/run/penstock-"+name+"/control.sock"), strconv.Quote(d.control),
+	).Replace(string(text))
+	if err := os.WriteFile(d.file, []byte(own), 0o600); err != nil {
 		return err
 	}
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	d.daemon = d.net.Appliance.Command(context.Background(), self, "run", "--log-level", "warn", file)
+	d.daemon = d.net.Appliance.Command(context.Background(), self, "run", "--log-level", "warn", d.file)
 	var log strings.Builder
 	d.daemon.Stderr = &log
 	if err := d.daemon.Start(); err != nil {
@@ -286,14 +331,17 @@ func (d *demo) page(v6 bool) error {
 	d.check(resp.StatusCode == http.StatusOK, "client saw    %s from %s, itself at %s", resp.Status, d.server(v6, 80), local)
 	d.check(who.Peer == local, "server saw    a connection from %s: the client's own address and port", who.Peer)
 
-	clientISN, ok1 := d.synSeq(clientTap, local)
-	serverISN, ok2 := d.synSeq(serverTap, local)
+	clientISN, clientTTL, ok1 := d.syn(clientTap, local)
+	serverISN, serverTTL, ok2 := d.syn(serverTap, local)
 	d.check(ok1 && ok2 && clientISN != serverISN, "terminated    SYN of %s: sequence number %d on the client's wire, %d on the server's", local, clientISN, serverISN)
+	if d.mode == config.ModeRouter {
+		d.check(serverTTL == clientTTL-1, "routed        TTL %d on the client's wire, %d on the server's", clientTTL, serverTTL)
+	}
 	return nil
 }
 
-// synSeq finds the sequence number of the SYN from an address.
-func (d *demo) synSeq(tap *lab.Tap, from string) (seq uint32, ok bool) {
+// syn finds the sequence number and the TTL of the SYN from an address.
+func (d *demo) syn(tap *lab.Tap, from string) (seq uint32, ttl uint8, ok bool) {
 	ctx, cancel := context.WithTimeout(d.ctx, 2*time.Second)
 	defer cancel()
 	_, err := tap.Wait(ctx, func(f lab.Frame) bool {
@@ -307,9 +355,14 @@ func (d *demo) synSeq(tap *lab.Tap, from string) (seq uint32, ok bool) {
 			return false
 		}
 		seq, ok = t.Seq(), true
+		if h.IPVersion == 4 {
+			ttl = wire.IPv4(f.Data[h.L3:]).TTL()
+		} else {
+			ttl = wire.IPv6(f.Data[h.L3:]).HopLimit()
+		}
 		return true
 	})
-	return seq, ok && err == nil
+	return seq, ttl, ok && err == nil
 }
 
 // object fetches the large object and compares its bytes at both ends.

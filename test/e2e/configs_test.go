@@ -26,7 +26,12 @@ func TestShippedConfigs(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r := newRig(t, lab.InlineOptions{})
+			var r *rig
+			if strings.Contains(string(text), `mode    = "router"`) {
+				r = newRoutedRig(t, lab.RoutedOptions{})
+			} else {
+				r = newRig(t, lab.InlineOptions{})
+			}
 			own := "[appliance]\nname = \"" + r.name + "\"\ncontrol = \"" + r.control() + "\"\nmetrics = \"\"\n"
 			var kept []string
 			for _, line := range strings.Split(string(text), "\n") {
@@ -36,7 +41,7 @@ func TestShippedConfigs(t *testing.T) {
 				case "control", "metrics":
 					continue
 				case "name":
-					if strings.Contains(line, `"demo"`) {
+					if strings.Contains(line, `"demo"`) || strings.Contains(line, `"router"`) {
 						continue
 					}
 				}

@@ -596,3 +596,22 @@ func TestRouterChange(t *testing.T) {
 		})
 	}
 }
+
+// TestRouterQueues: two workers, each with a port to the kernel of its own.
+func TestRouterQueues(t *testing.T) {
+	for _, d := range depths {
+		t.Run(d.name, func(t *testing.T) {
+			r := newRoutedRig(t, lab.RoutedOptions{Veth: lab.VethOptions{Queues: 2}})
+			r.routes("closed", "", d.chain)
+			r.origin(80)
+			a := r.start()
+			for range 8 { // flows spread over the workers
+				r.transfer(100_000)
+			}
+			if s := a.status(); len(s.Workers) != 2 || s.Workers[0].Totals.Packets == 0 || s.Workers[1].Totals.Packets == 0 {
+				t.Errorf("%d workers, %+v", len(s.Workers), s.Totals)
+			}
+			a.stop()
+		})
+	}
+}

@@ -52,18 +52,23 @@ func (a *appliance) lockOrTakeOver(f *os.File) error {
 	if socket == "" {
 		return fmt.Errorf("%s and has no control socket to be asked over; stop it, or set another name in [appliance]", other)
 	}
-	wait, err := control.NewClient(socket).Handover()
-	if err != nil {
-		return fmt.Errorf("%s and does not hand over: %w; stop it, or set another name in [appliance]", other, err)
+	wait, asked := control.NewClient(socket).Handover()
+	if asked == nil {
+		a.log.Info("taking over", "process", pid, "drains_for_at_most", wait)
+		wait += handoverGrace
+	} else {
+		wait = goneGrace // it may be ending by itself, and not answer any more
 	}
-	a.log.Info("taking over", "process", pid, "drains_for_at_most", wait)
 	// It holds the lock until all that is its own is closed.
-	for deadline := time.Now().Add(wait + handoverGrace); ; {
+	for deadline := time.Now().Add(wait); ; {
 		if locked, err := tryLock(f); locked || err != nil {
 			return err
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s and has not left within %v; end it (kill %s) and start again", other, wait+handoverGrace, pid)
+			if asked != nil {
+				return fmt.Errorf("%s and does not hand over: %w; stop it, or set another name in [appliance]", other, asked)
+			}
+			return fmt.Errorf("%s and has not left within %v; end it (kill %s) and start again", other, wait, pid)
 		}
 		time.Sleep(handoverPoll)
 	}
@@ -71,6 +76,7 @@ func (a *appliance) lockOrTakeOver(f *os.File) error {
 
 const (
 	handoverGrace = 10 * time.Second
+	goneGrace     = 2 * time.Second
 	handoverPoll  = 2 * time.Millisecond
 )
 

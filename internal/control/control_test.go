@@ -266,3 +266,33 @@ func TestEvict(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// leaver closes its server as soon as it is asked to leave.
+type leaver struct {
+	*source
+	server *Server
+	closed chan error
+}
+
+func (l *leaver) Handover() (time.Duration, error) {
+	go func() { l.closed <- l.server.Close() }()
+	return l.source.Handover()
+}
+
+// TestHandoverIsAnswered: an appliance that leaves at once still says so.
+func TestHandoverIsAnswered(t *testing.T) {
+	for range 50 {
+		l := &leaver{source: example(), closed: make(chan error, 1)}
+		path := filepath.Join(t.TempDir(), "control.sock")
+		var err error
+		if l.server, err = Serve(path, "", l); err != nil {
+			t.Fatal(err)
+		}
+		if wait, err := NewClient(path).Handover(); err != nil || wait != 1500*time.Millisecond {
+			t.Fatalf("got %v, %v", wait, err)
+		}
+		if err := <-l.closed; err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -66,11 +66,19 @@ func (s *Server) serve(l net.Listener, h http.Handler) {
 	go func() { _ = srv.Serve(l) }() // ends with Close
 }
 
-// Close stops answering and removes the socket.
+// closeWait is how long Close lets answers that are under way finish: who asked
+// an appliance to leave wants to hear that it does.
+const closeWait = time.Second
+
+// Close stops answering, after what is under way, and removes the socket.
 func (s *Server) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeWait)
+	defer cancel()
 	var err error
 	for _, srv := range s.servers {
-		err = errors.Join(err, srv.Close())
+		if serr := srv.Shutdown(ctx); serr != nil {
+			err = errors.Join(err, srv.Close())
+		}
 	}
 	// A server that has not begun to serve yet does not know its listener.
 	for _, l := range []net.Listener{s.socket, s.metrics} {

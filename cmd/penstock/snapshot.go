@@ -60,6 +60,9 @@ func (a *appliance) Status() control.Status {
 		s.Warnings = append(s.Warnings, err.Error())
 	}
 	for _, c := range s.Chains {
+		if c.Depth != pipeline.DepthTerminate.String() {
+			continue // flows_active is what they inspect
+		}
 		for _, st := range c.Stages {
 			s.Flows.Terminated += int(st.Counters["flows_active"])
 		}

@@ -15,23 +15,31 @@ type openStream struct {
 // what the ones before it let go. final says that the sender has finished.
 // False: the connection was denied.
 func (s *Stack) inspect(f *flow, d pipeline.Direction, final bool, now int64) bool {
+	again := false
 	for {
-		released, ok := s.inspectOnce(f, d, final, now)
+		released, ok := s.inspectOnce(f, d, again, final, now)
 		if !ok {
 			return false
+		}
+		// What is held in the other direction is shown again: there is news.
+		// What a stream that has just released held there is new to those
+		// behind it, and may go on.
+		other := &f.dir[1-d]
+		if !released && other.passed == other.end() {
+			break
+		}
+		passed := other.passed
+		released, ok = s.inspectOnce(f, 1-d, true, other.ended, now)
+		if !ok {
+			return false
+		}
+		if other.passed != passed {
+			s.revisit(f)
 		}
 		if !released {
 			break
 		}
-		// What a stream that has just released held in the other direction is
-		// new to those behind it, and may go on.
-		o := 1 - d
-		s.revisit(f)
-		if r, ok := s.inspectOnce(f, o, f.dir[o].ended, now); !ok {
-			return false
-		} else if !r {
-			break
-		}
+		again = true
 	}
 	dir := &f.dir[d]
 	if f.watching > 0 && dir.end()-dir.passed >= uint64(s.o.HoldBytes) {
@@ -42,7 +50,9 @@ func (s *Stack) inspect(f *flow, d pipeline.Direction, final bool, now int64) bo
 	return true
 }
 
-func (s *Stack) inspectOnce(f *flow, d pipeline.Direction, final bool, now int64) (released, ok bool) {
+// inspectOnce shows each stream what is new to it in a direction; again says
+// that there is news elsewhere, so that it is also shown what it held back.
+func (s *Stack) inspectOnce(f *flow, d pipeline.Direction, again, final bool, now int64) (released, ok bool) {
 	dir := &f.dir[d]
 	limit := dir.end()
 	for i := range f.streams {
@@ -51,8 +61,8 @@ func (s *Stack) inspectOnce(f *flow, d pipeline.Direction, final bool, now int64
 			st.passed[d] = limit
 			continue
 		}
-		if limit > st.shown[d] {
-			from := max(st.passed[d], dir.base)
+		from := max(st.passed[d], dir.base)
+		if limit > st.shown[d] || again && limit > from && !st.ended[d] {
 			n, v := st.s.Data(d, dir.buf[from-dir.base:limit-dir.base:limit-dir.base], now)
 			st.shown[d] = limit
 			st.passed[d] = from + uint64(min(max(n, 0), int(limit-from)))

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"penstock/internal/wire"
 	"penstock/pipeline"
@@ -32,6 +33,7 @@ type scripted struct {
 	conn   pipeline.Conn
 	pos    [2]int // bytes passed
 	seen   [2][]byte
+	other  [2]int // bytes seen in the other direction when last shown some
 	ends   [2]int
 	closes int
 	log    []string
@@ -48,9 +50,10 @@ func (s *script) Open(c *pipeline.Conn) pipeline.Stream {
 func (s *scripted) Data(d pipeline.Direction, b []byte, _ int64) (int, pipeline.StreamVerdict) {
 	s.script.mu.Lock()
 	defer s.script.mu.Unlock()
-	if len(b) <= len(s.seen[d])-s.pos[d] {
-		s.log = append(s.log, fmt.Sprintf("%v: shown %d bytes that it had seen", d, len(b)))
+	if len(b) <= len(s.seen[d])-s.pos[d] && s.other[d] == len(s.seen[1-d]) {
+		s.log = append(s.log, fmt.Sprintf("%v: shown %d bytes that it had seen, without news in either direction", d, len(b)))
 	}
+	s.other[d] = len(s.seen[1-d])
 	s.seen[d] = append(s.seen[d][:s.pos[d]], b...)
 	n, v := len(b), pipeline.StreamVerdict{}
 	if s.script.data != nil {
@@ -388,5 +391,49 @@ func TestStreamClosedOnReset(t *testing.T) {
 	s.expect(wire.FlagRST)
 	if got := st.one(t); got.ends != [2]int{} {
 		t.Errorf("ends %v after a reset, want none", got.ends)
+	}
+}
+
+// TestStreamShownAgain: what a stream holds back in one direction it is shown
+// again when there is news in the other, though its sender says no more.
+func TestStreamShownAgain(t *testing.T) {
+	script := &script{data: func(s *scripted, d pipeline.Direction, b []byte) (int, pipeline.StreamVerdict) {
+		if d == pipeline.ToServer && len(s.seen[pipeline.ToClient]) == 0 {
+			return 0, pipeline.StreamVerdict{} // not before the server has spoken
+		}
+		return len(b), pipeline.StreamVerdict{}
+	}}
+	b := newBed(t, bedOptions{streams: []pipeline.StreamStage{script}})
+	to := addr(server4, 80)
+	l := b.server.listen(t, to)
+	speak, got := make(chan struct{}), make(chan string, 1)
+	served := serveOnce(l, func(c net.Conn) {
+		<-speak
+		io.WriteString(c, "welcome")
+		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		hello := make([]byte, 5)
+		n, _ := io.ReadFull(c, hello)
+		got <- string(hello[:n])
+	})
+	c, err := b.client.dial(addr(client4, 0), to, dialTime)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the stream holds what the client says", func() bool {
+		script.mu.Lock()
+		defer script.mu.Unlock()
+		return len(script.opened) == 1 && len(script.opened[0].seen[pipeline.ToServer]) == 5
+	})
+	close(speak)
+	if text := <-got; text != "hello" {
+		t.Errorf("the server got %q after it had spoken, want %q", text, "hello")
+	}
+	c.Close()
+	if err := <-served; err != nil {
+		t.Error(err)
 	}
 }

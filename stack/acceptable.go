@@ -1,7 +1,6 @@
 package stack
 
 import (
-	"encoding/binary"
 	"time"
 
 	"penstock/internal/wire"
@@ -37,7 +36,7 @@ func (s *Stack) acceptable(l *leg, p *pipeline.Packet, t wire.TCP, now int64) bo
 	if !l.f.client.offered.stamps {
 		return true
 	}
-	val, ok := stampOf(t)
+	val, _, ok := timestamps(t)
 	if !ok {
 		return true // as Linux has it
 	}
@@ -73,20 +72,4 @@ func (s *Stack) challenge(l *leg, p *pipeline.Packet, t wire.TCP, now int64) {
 	p.End = p.Payload
 	s.flushLeg(l)
 	s.deliver(l, p, head)
-}
-
-// stampOf returns the timestamp of a segment.
-func stampOf(t wire.TCP) (val uint32, ok bool) {
-	opts := t.Options()
-	if len(opts) == 12 && binary.BigEndian.Uint32(opts) == wire.OptNop<<24|wire.OptNop<<16|wire.OptTimestamps<<8|10 {
-		return binary.BigEndian.Uint32(opts[4:]), true // as nearly all segments have it
-	}
-	it := wire.IterTCPOptions(opts)
-	for it.Next() {
-		if it.Kind == wire.OptTimestamps {
-			val, _, ok = it.Timestamps()
-			return val, ok
-		}
-	}
-	return 0, false
 }

@@ -99,6 +99,10 @@ func (s *Stack) segment(p *pipeline.Packet, now int64) {
 	if f.state == stateDialing && !s.whileDialing(p, t, f, fromClient, now) {
 		return
 	}
+	if (f.state == stateAccepting || f.state == stateOpen) && !s.acceptable(l, p, t, now) {
+		p.Consume()
+		return
+	}
 	if s.splices && flags&wire.FlagSYN == 0 {
 		if s.trySplice(f, l, p, t, now) {
 			return
@@ -106,9 +110,7 @@ func (s *Stack) segment(p *pipeline.Packet, now int64) {
 		l.received(t)
 	}
 	p.Consume()
-	if f.state != stateAccepting && f.state != stateOpen || s.acceptable(l, p, t, now) {
-		s.deliver(l, p, t)
-	}
+	s.deliver(l, p, t)
 }
 
 // midstream passes on a packet of a connection that is not terminated.

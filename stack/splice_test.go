@@ -355,13 +355,12 @@ func TestSpliceEnds(t *testing.T) {
 				to := addr(server4, 80)
 				l := b.server.listen(t, to)
 				accepted := make(chan net.Conn, 1)
-				served := serveOnce(l, func(c net.Conn) { accepted <- c; time.Sleep(0); <-t.Context().Done() })
+				serveOnce(l, func(c net.Conn) { accepted <- c; <-t.Context().Done() })
 				c, err := b.client.dial(addr(client4, 0), to, dialTime)
 				if err != nil {
 					t.Fatal(err)
 				}
 				v := <-accepted
-				_ = served
 				c.SetDeadline(time.Now().Add(10 * time.Second))
 				v.SetDeadline(time.Now().Add(10 * time.Second))
 				eventually(t, "spliced", func() bool { return b.count("spliced") == 1 })
@@ -401,7 +400,9 @@ func TestSpliceEnds(t *testing.T) {
 						}
 						return false
 					})
-					reset(t, first)
+					if err := first.Close(); err != nil { // with bytes unread: a RST
+						t.Fatal(err)
+					}
 					if _, err := second.Read(make([]byte, 1)); err == nil || err == io.EOF {
 						t.Errorf("the other end reads %v, want a reset", err)
 					}
@@ -418,14 +419,6 @@ func TestSpliceEnds(t *testing.T) {
 				}
 			})
 		}
-	}
-}
-
-// reset closes an end that has bytes unread, which sends a RST.
-func reset(t *testing.T, c net.Conn) {
-	t.Helper()
-	if err := c.Close(); err != nil {
-		t.Fatal(err)
 	}
 }
 
@@ -554,7 +547,7 @@ func TestSpliceSYN(t *testing.T) {
 	b.wantCount("reused", 0)
 }
 
-// TestSpliceDeltas: with timestamps the constants differ, and a sequence number
+// TestSpliceTranslates: with timestamps the constants differ, and a sequence number
 // that wraps is no matter.
 func TestSpliceTranslates(t *testing.T) {
 	b := newBed(t, bedOptions{xdp: &modelXDP{refuse: true}})

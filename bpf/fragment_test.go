@@ -208,7 +208,15 @@ func TestFragmentFlood(t *testing.T) {
 	if got := r.run(0, fragment6(t, 19999, 32, false, isUDP, make([]byte, 8))).fate(); got != (fate{VerdictSocket, "fragment_known"}) {
 		t.Errorf("the newest: got %v", got)
 	}
-	if got := r.run(0, fragment6(t, 0, 32, false, isUDP, make([]byte, 8))).fate(); got != (fate{VerdictPeer, "fragment_unknown"}) {
-		t.Errorf("one that must have been evicted: got %v", got)
+	// Which ones the kernel evicts is roughly known only: each CPU keeps its own
+	// latest (kernel/bpf/bpf_lru_list.c).
+	evicted := 0
+	for id := range uint32(1000) {
+		if r.run(0, fragment6(t, id, 32, false, isUDP, make([]byte, 8))).fate() == (fate{VerdictPeer, "fragment_unknown"}) {
+			evicted++
+		}
+	}
+	if evicted < 500 {
+		t.Errorf("%d of the 1000 oldest are evicted, want nearly all", evicted)
 	}
 }

@@ -257,14 +257,17 @@ func (c *Chain) tick(now int64) {
 	}
 }
 
-func (c *Chain) drain(now int64) (left int) {
+// Drain asks the stages to finish what they hold, and returns how many
+// connections are left. Only from Worker.Call.
+func (c *Chain) Drain(now int64) (left int) {
 	for _, d := range c.drainers {
 		left += d.Drain(now)
 	}
 	return left
 }
 
-// Close closes the stages that hold resources.
+// Close closes the stages that hold resources. From Worker.Call, if the worker
+// has run the chain: what the stages send last leaves at the end of the turn.
 func (c *Chain) Close() error {
 	var err error
 	for _, cl := range c.closers {

@@ -66,6 +66,14 @@ func (a *Arena) At(i uint64) *Packet {
 	return &a.packets[i]
 }
 
+// room is how many bytes a packet that Get returns can have.
+func (p *Pool) room() int {
+	if p == nil {
+		return 0
+	}
+	return p.arena.frameSize - p.arena.headroom
+}
+
 // Pool is one worker's packets. It has a single owner and takes no lock; a
 // packet of another worker's pool that ends here travels home through a ring.
 type Pool struct {

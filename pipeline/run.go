@@ -42,8 +42,8 @@ func (w *Worker) untilTick() int64 {
 	if w.o.Beat != nil {
 		next = max(w.lastBeat+int64(BeatInterval)-w.clock(), 0)
 	}
-	for _, c := range w.chains {
-		if c != nil && len(c.tickers) > 0 {
+	for _, c := range w.active {
+		if len(c.tickers) > 0 {
 			tick := max(w.lastTick+int64(TickInterval)-w.clock(), 0)
 			if next < 0 || tick < next {
 				next = tick

@@ -81,7 +81,10 @@ type Env struct {
 	Workers  int        // how many there are
 	Ports    []PortInfo // by PortID
 	Emitter  Emitter
-	Recorder Recorder
+	// FrameRoom is how many bytes a packet of Emitter.Alloc can have. A chain may
+	// be built while the worker runs: New must not call the Emitter.
+	FrameRoom int
+	Recorder  Recorder
 	Depth    Depth // of the chain's flows
 	Need     Need  // the most that the chain's stream stages do with connections
 	// ChecksumsSettled says that packets with wrong checksums were dropped

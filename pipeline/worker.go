@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -46,8 +47,9 @@ type WorkerOptions struct {
 type Worker struct {
 	o        WorkerOptions
 	clock    func() int64
-	chains   []*Chain
+	chains   []*Chain // by ChainID
 	affinity []bool
+	active   []*Chain // those of chains, each once
 	eof      []bool
 	batch    *Batch // received
 	run      *Batch // packets of one chain, in a row
@@ -65,6 +67,8 @@ type Worker struct {
 	callMu sync.Mutex
 	calls  []func()
 	called atomic.Bool
+
+	shown atomic.Pointer[[]*Chain] // active, for other goroutines
 
 	turns, idle            atomic.Uint64
 	packets, bytes         atomic.Uint64
@@ -134,7 +138,7 @@ func (w *Worker) Env() Env {
 	return Env{
 		Log: w.o.Log, Splicer: splicer, Worker: w.o.ID, Workers: max(len(w.peers), 1), Ports: w.o.Infos,
 		Emitter: w, Recorder: discard{}, Wake: wake, Now: w.clock, Offload: w.releases != nil,
-		Simulation: w.o.Simulation, Router: w.o.Router,
+		Simulation: w.o.Simulation, Router: w.o.Router, FrameRoom: w.o.Pool.room(),
 	}
 }
 
@@ -144,13 +148,29 @@ func (discard) Enabled(string) bool { return false }
 func (discard) Record(string, any)  {}
 
 // SetChains gives the worker its chain instances, by ChainID; affinity says
-// for which of them a flow belongs to one worker. Before Run, or from Call.
+// for which of them a flow belongs to one worker. An instance may stand at
+// several places, and nil where there is none: packets that come for it are
+// dropped. What was there before and is no more is not closed. Before Run, or
+// from Call; the slices are the worker's.
 func (w *Worker) SetChains(chains []*Chain, affinity []bool) {
-	w.chains, w.affinity = chains, affinity
+	var active []*Chain
+	for _, c := range chains {
+		if c != nil && !slices.Contains(active, c) {
+			active = append(active, c)
+		}
+	}
+	w.chains, w.affinity, w.active = chains, affinity, active
+	w.shown.Store(&active)
 }
+
+// SetDefault changes WorkerOptions.Default. Before Run, or from Call.
+func (w *Worker) SetDefault(id ChainID) { w.o.Default = id }
 
 // Chains returns the chain instances by ChainID. Only from Call.
 func (w *Worker) Chains() []*Chain { return w.chains }
+
+// Active returns the chain instances, each once. Only from Call.
+func (w *Worker) Active() []*Chain { return w.active }
 
 // Alloc implements Emitter.
 func (w *Worker) Alloc() *Packet { return w.o.Pool.Get() }
@@ -217,8 +237,8 @@ func (w *Worker) Turn() (busy bool, err error) {
 	if len(w.peers) > 1 && w.receiveHandovers() {
 		busy = true
 	}
-	for _, c := range w.chains {
-		if c != nil && len(c.pollers) > 0 && w.guard(c, func() bool { return c.poll(now) }) {
+	for _, c := range w.active {
+		if len(c.pollers) > 0 && w.guard(c, func() bool { return c.poll(now) }) {
 			busy = true
 		}
 	}
@@ -239,8 +259,8 @@ func (w *Worker) Turn() (busy bool, err error) {
 	}
 	if now-w.lastTick >= int64(TickInterval) {
 		w.lastTick = now
-		for _, c := range w.chains {
-			if c != nil && len(c.tickers) > 0 {
+		for _, c := range w.active {
+			if len(c.tickers) > 0 {
 				w.guard(c, func() bool { c.tick(now); return true })
 			}
 		}
@@ -442,10 +462,8 @@ func (w *Worker) runCalls() {
 // connections are left. Only from Call or while the worker does not run.
 func (w *Worker) Drain() (left int) {
 	now := w.clock()
-	for _, c := range w.chains {
-		if c != nil {
-			left += c.drain(now)
-		}
+	for _, c := range w.active {
+		left += c.Drain(now)
 	}
 	return left
 }
@@ -454,10 +472,8 @@ func (w *Worker) Drain() (left int) {
 // it after Run has returned, on all workers, before the ports are closed.
 func (w *Worker) Close() error {
 	var err error
-	for _, c := range w.chains {
-		if c != nil {
-			err = errors.Join(err, c.Close())
-		}
+	for _, c := range w.active {
+		err = errors.Join(err, c.Close())
 	}
 	for _, r := range w.inbox {
 		if r == nil {

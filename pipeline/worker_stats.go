@@ -21,7 +21,7 @@ type WorkerStats struct {
 	LastTurn int64        `json:"last_turn_ns"`
 	Pool     PoolStats    `json:"pool"`
 	Totals   Totals       `json:"totals"`
-	Chains   []ChainStats `json:"chains"`
+	Chains   []ChainStats `json:"chains"` // each instance once
 }
 
 // Stats may be called from any goroutine. While packets are under way the
@@ -47,8 +47,8 @@ func (w *Worker) Stats() WorkerStats {
 			s.Totals.Dropped[r.String()] = n
 		}
 	}
-	for _, c := range w.chains {
-		if c != nil {
+	if shown := w.shown.Load(); shown != nil {
+		for _, c := range *shown {
 			s.Chains = append(s.Chains, c.Stats())
 		}
 	}

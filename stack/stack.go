@@ -207,12 +207,7 @@ func usableMTU(env *pipeline.Env) (int, error) {
 			mtu = min(mtu, p.MTU)
 		}
 	}
-	if p := env.Emitter.Alloc(); p != nil {
-		mtu = min(mtu, len(p.Frame())-p.Offset()-len(leg{}.l2))
-		env.Emitter.Release(p)
-	} else {
-		mtu = min(mtu, 1500)
-	}
+	mtu = min(mtu, env.FrameRoom-len(leg{}.l2))
 	if mtu < header.IPv6MinimumMTU {
 		return 0, fmt.Errorf("set up netstack: ports and frames carry IP packets of %d bytes, IPv6 needs %d", mtu, header.IPv6MinimumMTU)
 	}

@@ -21,6 +21,8 @@ type Chain struct {
 	// Resume: flows of a dead instance that were in user space go on in the chain of the same name. It fits chains that can begin
 	// in the middle of a flow. Otherwise they are forgotten, and TCP flows are midstream from then on.
 	Resume bool
+	// Pass: if they cannot go on, they are bypassed until they end, instead of forgotten. It fits chains that leave flows as they are.
+	Pass bool
 }
 
 // heirlooms are the maps whose contents outlive an instance: the next one of the same name goes on with them, if they are of the
@@ -41,8 +43,11 @@ const (
 
 // Inheritance says what became of what a dead instance of the same name had left.
 type Inheritance struct {
-	Flows     int    // flows that go on
-	Forgotten int    // flows whose chain there is no more, or does not resume
+	Flows     int    // flows that go on, the sum of the next three
+	Offloaded int    // those that XDP had and has
+	Resumed   int    // those that go on in a chain
+	Passed    int    // those that were in a chain and are bypassed from now on
+	Forgotten int    // flows whose chain there is no more, or neither resumes nor passes
 	Refused   string // why nothing was taken over, if there was something
 }
 
@@ -51,6 +56,28 @@ func (s *Steerer) Inherited() Inheritance {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.inherited
+}
+
+// SetChains says anew what the numbers of chains stand for, for who inherits flows: before rules name new ones, and as long as flows have
+// the old ones. A name may stand for several numbers; "" is a number that no flow has.
+func (s *Steerer) SetChains(chains []Chain) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return fmt.Errorf("set chains: %w", os.ErrClosed)
+	}
+	s.opts.Chains = slices.Clone(chains)
+	s.will.Chains = nil
+	for _, c := range chains {
+		s.will.Chains = append(s.will.Chains, c.Name)
+	}
+	if !s.claimed {
+		return nil
+	}
+	if err := s.pinWill(); err != nil {
+		return fmt.Errorf("set chains: %w", err)
+	}
+	return nil
 }
 
 // inherit finds the heirlooms of a dead instance that fit spec.
@@ -159,8 +186,11 @@ func (s *Steerer) pinWill() error {
 	if err != nil {
 		return err
 	}
-	if len(text) > willSize {
-		return nil // thousands of chains: the next instance begins anew
+	if len(text) > willSize { // thousands of chains: the next instance begins anew
+		if err := os.Remove(filepath.Join(s.pinDir(), willName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
 	}
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: willName, Type: ebpf.Array, KeySize: 4, ValueSize: willSize, MaxEntries: 1})
 	if err != nil {
@@ -195,6 +225,7 @@ func (s *Steerer) settle() error {
 	type move struct {
 		key   steerFlowKey
 		chain uint16
+		pass  bool
 	}
 	var moved []move
 	err := s.eachFlow(func(k *steerFlowKey, v *steerFlow) bool {
@@ -202,21 +233,32 @@ func (s *Steerer) settle() error {
 		if int(v.Chain) < len(now) {
 			to = now[v.Chain]
 		}
+		var count *int
+		pass := false
 		switch {
-		case to < 0 || Action(uint8(v.Decision)) == ToChain && !s.opts.Chains[to].Resume:
-			forget = append(forget, *k)
-			if v.Reply == 0 {
-				s.inherited.Forgotten++
-			}
-			return true
-		case to != int(v.Chain):
-			moved = append(moved, move{*k, uint16(to)})
+		case to < 0:
+			count = &s.inherited.Forgotten
+		case Action(uint8(v.Decision)) != ToChain:
+			count = &s.inherited.Offloaded
+		case s.opts.Chains[to].Resume:
+			count = &s.inherited.Resumed
+		case s.opts.Chains[to].Pass:
+			count, pass = &s.inherited.Passed, true
+		default:
+			count = &s.inherited.Forgotten
 		}
 		if v.Reply == 0 {
-			s.inherited.Flows++
+			*count++
+		}
+		switch {
+		case count == &s.inherited.Forgotten:
+			forget = append(forget, *k)
+		case pass || to != int(v.Chain):
+			moved = append(moved, move{*k, uint16(to), pass})
 		}
 		return true
 	})
+	s.inherited.Flows = s.inherited.Offloaded + s.inherited.Resumed + s.inherited.Passed
 	if err != nil {
 		return err
 	}
@@ -234,6 +276,9 @@ func (s *Steerer) settle() error {
 			continue
 		}
 		v.Chain = c.chain
+		if c.pass {
+			v.Decision = uint64(Bypass)
+		}
 		if err := s.flows.Update(&c.key, v, ebpf.UpdateExist); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return err
 		}

@@ -100,20 +100,24 @@ func TestSuccessorGoesOnWithFlows(t *testing.T) {
 		dropped   fate
 		want      Inheritance
 	}{
-		{"the same chains", nil, fresh, forwards, drops, Inheritance{Flows: 2, Forgotten: 1}},
+		{"the same chains", nil, fresh, forwards, drops, Inheritance{Flows: 2, Offloaded: 2, Forgotten: 1}},
+		{
+			"a chain that passes", func(o *Options) { o.Chains[0].Pass = true },
+			forwards, forwards, drops, Inheritance{Flows: 3, Offloaded: 2, Passed: 1},
+		},
 		{
 			"a chain that resumes", func(o *Options) { o.Chains[0].Resume = true },
-			fate{VerdictSocket, "flow_known"}, forwards, drops, Inheritance{Flows: 3},
+			fate{VerdictSocket, "flow_known"}, forwards, drops, Inheritance{Flows: 3, Offloaded: 2, Resumed: 1},
 		},
 		{
 			"other numbers", func(o *Options) {
 				o.Chains = []Chain{{Name: "third"}, {Name: "new"}, {Name: "second"}, {Name: "first", Resume: true}}
 			},
-			fate{VerdictSocket, "flow_known"}, forwards, drops, Inheritance{Flows: 3},
+			fate{VerdictSocket, "flow_known"}, forwards, drops, Inheritance{Flows: 3, Offloaded: 2, Resumed: 1},
 		},
 		{
 			"a chain less", func(o *Options) { o.Chains = o.Chains[:2] },
-			fresh, forwards, midstream, Inheritance{Flows: 1, Forgotten: 2},
+			fresh, forwards, midstream, Inheritance{Flows: 1, Offloaded: 1, Forgotten: 2},
 		},
 		{
 			"other ports", func(o *Options) { o.Ports[0].Name = "inside" },
@@ -147,6 +151,9 @@ func TestSuccessorGoesOnWithFlows(t *testing.T) {
 					t.Errorf("%v of chain %d is in %q now", key, old.Chain, name)
 				}
 				old.Chain = e.Chain
+				if old.Action == ToChain && c.want.Passed > 0 {
+					old.Action = Bypass
+				}
 				if e != old {
 					t.Errorf("got %+v, want %+v", e, old)
 				}
@@ -162,6 +169,44 @@ func TestSuccessorGoesOnWithFlows(t *testing.T) {
 				t.Errorf("the one after it inherits %+v", got)
 			}
 		})
+	}
+}
+
+// TestSuccessorOfChangedChains: the numbers of chains changed while the instance lived.
+func TestSuccessorOfChangedChains(t *testing.T) {
+	d := newDynasty(t)
+	d.next(nil)
+	_, forwarded, dropped := d.populate() // of chains 1 and 2
+	for _, c := range []struct {
+		chains []Chain
+		want   Inheritance
+	}{
+		{[]Chain{{Name: ""}, {Name: "third"}, {Name: "third"}}, Inheritance{Flows: 2, Offloaded: 2}},
+		{[]Chain{{Name: "first"}, {Name: "second"}, {Name: strings.Repeat("long", willSize/4)}}, Inheritance{}},
+	} {
+		if err := d.SetChains(c.chains); err != nil {
+			t.Fatal(err)
+		}
+		d.leave()
+		d.next(nil)
+		got := d.Inherited()
+		got.Forgotten = 0
+		if got != c.want {
+			t.Errorf("got %+v, want %+v", got, c.want)
+		}
+		for _, e := range d.entries() {
+			if e.Action != ToChain && e.Chain != 2 {
+				t.Errorf("%+v is not of the third chain", e)
+			}
+		}
+		if c.want.Flows == 0 {
+			break
+		}
+		for i, want := range []fate{{VerdictPeer, "flow_offloaded"}, {VerdictDrop, "flow_offloaded"}} {
+			if got := d.run(0, [][]byte{forwarded, dropped}[i]).fate(); got != want {
+				t.Errorf("flow %d: %v", i, got)
+			}
+		}
 	}
 }
 

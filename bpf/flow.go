@@ -33,6 +33,7 @@ type FlowEntry struct {
 	Chain    uint16
 	Hash     uint32 // FlowHash: equal in both directions
 	Action   Action // ToChain; Bypass or Drop if the flow is offloaded
+	Rewrites bool   // it was offloaded with a rewrite
 	Reply    bool   // not the direction that began the flow
 	InPort   int    // port the last packet of this direction arrived at, -1: none did yet
 	TCPFlags uint8  // OR of all flag bytes of this direction
@@ -126,7 +127,7 @@ func (s *Steerer) flow(k *steerFlowKey) (*steerFlow, error) {
 func entryOf(k *steerFlowKey, v *steerFlow) FlowEntry {
 	e := FlowEntry{
 		FlowKey: k.key(),
-		Chain:   v.Chain, Hash: v.Hash, Action: Action(uint8(v.Decision)), Reply: v.Reply != 0, InPort: int(v.InPort), TCPFlags: uint8(v.TcpFlags),
+		Chain:   v.Chain, Hash: v.Hash, Action: Action(uint8(v.Decision)), Rewrites: v.Decision>>decisionRewrite != 0, Reply: v.Reply != 0, InPort: int(v.InPort), TCPFlags: uint8(v.TcpFlags),
 		Packets: v.Packets, Bytes: v.Bytes,
 		Start: time.Duration(v.Start), LastSeen: time.Duration(v.LastSeen),
 	}

@@ -72,21 +72,21 @@ type Recorder interface {
 
 // Env is what a stage instance gets to know of the place it runs in.
 type Env struct {
-	Log      *slog.Logger
-	Chain    string     // the chain's name
-	ChainID  ChainID    //
-	Index    int        // the stage's index in the chain
-	Kind     string     //
-	Worker   int        // which worker this instance belongs to
-	Workers  int        // how many there are
-	Ports    []PortInfo // by PortID
-	Emitter  Emitter
+	Log     *slog.Logger
+	Chain   string     // the chain's name
+	ChainID ChainID    //
+	Index   int        // the stage's index in the chain
+	Kind    string     //
+	Worker  int        // which worker this instance belongs to
+	Workers int        // how many there are
+	Ports   []PortInfo // by PortID
+	Emitter Emitter
 	// FrameRoom is how many bytes a packet of Emitter.Alloc can have. A chain may
 	// be built while the worker runs: New must not call the Emitter.
 	FrameRoom int
 	Recorder  Recorder
-	Depth    Depth // of the chain's flows
-	Need     Need  // the most that the chain's stream stages do with connections
+	Depth     Depth // of the chain's flows
+	Need      Need  // the most that the chain's stream stages do with connections
 	// ChecksumsSettled says that packets with wrong checksums were dropped
 	// before the chain, or are to be taken as they are.
 	ChecksumsSettled bool

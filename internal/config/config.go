@@ -48,6 +48,7 @@ type Appliance struct {
 	FrameSize      units.Size     `toml:"frame_size" help:"packet memory for one frame: 2KiB carries an MTU of 1500 bytes, 4KiB one of 3500"`
 	FramesPerQueue int            `toml:"frames_per_queue" min:"64" max:"1048576" help:"frames for each queue of each port"`
 	RingSize       int            `toml:"ring_size" min:"64" max:"32768" help:"slots in each of a queue's four rings; a power of two"`
+	Drain          units.Duration `toml:"drain" min:"0s" max:"168h" help:"how long flows of a chain that a reload has changed or removed may go on in it; \"0s\": not at all"`
 	DrainTimeout   units.Duration `toml:"drain_timeout" help:"how long connections may take to finish when the appliance stops"`
 }
 
@@ -84,6 +85,7 @@ func defaultAppliance(name string) Appliance {
 		FrameSize:      2 << 10,
 		FramesPerQueue: 8192,
 		RingSize:       2048,
+		Drain:          units.Duration(10 * 60e9),
 		DrainTimeout:   units.Duration(10e9),
 	}
 }

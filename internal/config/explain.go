@@ -60,6 +60,7 @@ func (c *Config) explainAppliance(b *strings.Builder) {
 		{"pins", orNone(a.Pins)},
 		{"memory", fmt.Sprintf("%d frames of %v for each queue (%v), rings of %d", a.FramesPerQueue, a.FrameSize, units.Size(a.FramesPerQueue)*a.FrameSize, a.RingSize)},
 		{"max_flows", strconv.Itoa(a.MaxFlows)},
+		{"drain", a.Drain.String()},
 		{"drain_timeout", a.DrainTimeout.String()},
 	}
 	rows.write(b)

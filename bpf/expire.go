@@ -163,6 +163,10 @@ func (s *Steerer) Evict(keys []FlowKey, ended func(*EndedFlow)) (removed int, er
 
 // expireSome wants ending held, and the moment and the timeouts written.
 func (t *table) expireSome(ended func(*EndedFlow)) (removed, found int, err error) {
+	counting, err := t.beginCount(Now())
+	if err != nil {
+		return 0, 0, err
+	}
 	if _, err := t.find.Run(nil); err != nil {
 		return 0, 0, err
 	}
@@ -171,6 +175,11 @@ func (t *table) expireSome(ended func(*EndedFlow)) (removed, found int, err erro
 		return 0, 0, err
 	}
 	found = min(int(count), maxEndJobs)
+	if counting && found < maxEndJobs {
+		if err := t.finishCount(); err != nil {
+			return 0, found, err
+		}
+	}
 	for from := 0; from < found; from += maxOffloadJobs {
 		n, err := t.endSome(from, min(from+maxOffloadJobs, found), false, ended)
 		removed += n

@@ -64,7 +64,7 @@ func TestConstantsAgree(t *testing.T) {
 	for name, size := range map[string]int{
 		"flows": binary.Size(steerFlow{}), "fragments": binary.Size(steerFragment{}),
 		"rules": binary.Size(steerRuleList{}), "counters": binary.Size(steerCounter{}), "rewrites": binary.Size(steerRewrite{}),
-		"offload_jobs": offloadHeader + maxOffloadJobs*offloadJobSize, "end_jobs": endHeader + maxEndJobs*endJobSize,
+		"offload_jobs": offloadHeader + maxOffloadJobs*offloadJobSize, "end_jobs": endSize,
 	} {
 		if got := spec.Maps[name].ValueSize; got != uint32(size) {
 			t.Errorf("a value of %s has %d bytes in C, %d in Go", name, got, size)
@@ -82,7 +82,7 @@ func TestOffsetsAgree(t *testing.T) {
 	}{
 		{"offload_job", steerOffloadJob{}, map[string]int{"Result": jobResult, "Before": jobBefore}, offloadJobSize},
 		{"end_job", steerEndJob{}, map[string]int{"Result": jobResult, "Other": endOther, "Flow": endFlow}, endJobSize},
-		{"end_work", steerEndWork{}, map[string]int{"From": endFrom, "Count": endCount, "Job": endHeader}, endHeader + maxEndJobs*endJobSize},
+		{"end_work", steerEndWork{}, map[string]int{"From": endFrom, "Count": endCount, "Job": endHeader, "Counting": endCounting, "Flows": endFlows}, endSize},
 	} {
 		typ := reflect.TypeOf(c.of)
 		if int(typ.Size()) != c.size {

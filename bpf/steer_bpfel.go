@@ -37,14 +37,17 @@ type steerEndJob struct {
 }
 
 type steerEndWork struct {
-	_       structs.HostLayout
-	Now     uint64
-	Timeout [8]uint64
-	From    uint32
-	To      uint32
-	Evict   uint32
-	Count   uint32
-	Job     [16384]steerEndJob
+	_        structs.HostLayout
+	Now      uint64
+	Timeout  [8]uint64
+	From     uint32
+	To       uint32
+	Evict    uint32
+	Count    uint32
+	Job      [16384]steerEndJob
+	Counting uint32
+	Flows    [1024][3]uint32
+	_        [4]byte
 }
 
 type steerEvent struct {

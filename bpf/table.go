@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -21,12 +22,18 @@ const (
 	jobResult      = 44  // in struct offload_job and struct end_job
 	jobBefore      = 112 // in struct offload_job
 
-	endFrom    = 72 // in struct end_work, behind now and the timeouts
-	endCount   = 84
-	endHeader  = 88
-	endJobSize = 224
-	endOther   = 48 // in struct end_job
-	endFlow    = 96
+	endFrom     = 72 // in struct end_work, behind now and the timeouts
+	endCount    = 84
+	endHeader   = 88
+	endJobSize  = 224
+	endOther    = 48 // in struct end_job
+	endFlow     = 96
+	endCounting = endHeader + maxEndJobs*endJobSize // behind the jobs
+	endFlows    = endCounting + 4                   // [maxCountedChains][numActions]uint32
+	endSize     = endFlows + maxCountedChains*numActions*4 + 4
+
+	maxCountedChains = 1024
+	numActions       = 3
 )
 
 // Shifts in a decision (bpf/include/types.h).
@@ -51,6 +58,10 @@ type table struct {
 
 	ending sync.Mutex // held by Expire and Evict, before mu; guards the memory of ends, and endBuf
 	endBuf []byte
+
+	counts  atomic.Pointer[FlowCounts] // of the last whole walk that counted; nil: none yet
+	asked   atomic.Int64               // when somebody last wanted to know, by Now
+	counted time.Duration              // when a walk last counted
 }
 
 // tablePrograms are the programs of bpf/include/table.h.
@@ -65,7 +76,7 @@ func (t *table) open(maps *steerMaps, progs *tablePrograms, slots uint32) (err e
 	t.offload, t.find, t.end = progs.OffloadFlows, progs.FindIdleFlows, progs.EndFlows
 	t.slots = newSlots(slots)
 	t.buf = make([]byte, 0, offloadJobSize)
-	t.endBuf = make([]byte, maxOffloadJobs*endJobSize)
+	t.endBuf = make([]byte, max(maxOffloadJobs*endJobSize, maxCountedChains*numActions*4))
 	if t.jobs, err = t.offloadJobs.Memory(); err != nil {
 		return fmt.Errorf("map memory of offload jobs: %w", err)
 	}

@@ -165,6 +165,15 @@ static __always_inline bool flow_idle(const struct end_work *w, const struct flo
 	return idle_for_longer(f, w->now, timeout) && (!r || idle_for_longer(r, w->now, timeout));
 }
 
+/* Counts a flow once, by its first direction. Not atomic: one walk runs at a time. */
+static __always_inline void count_flow(struct end_work *w, struct flow *f)
+{
+	__u32 chain = f->chain, action = decision_action(decision_of(f));
+
+	if (!f->reply && chain < MAX_COUNTED_CHAINS && action < ACTION_COUNT)
+		w->flows[chain][action]++;
+}
+
 static long find_idle_flow(void *map UNUSED, struct flow_key *k, struct flow *f, void *unused UNUSED)
 {
 	__u32 zero = 0, n;
@@ -173,6 +182,8 @@ static long find_idle_flow(void *map UNUSED, struct flow_key *k, struct flow *f,
 
 	if (!w)
 		return 1;
+	if (w->counting)
+		count_flow(w, f);
 	if (!idle_for_longer(f, w->now, shortest_timeout(w, k->proto)))
 		return 0;
 	flow_other(k, decision_of(f), &other);
@@ -186,7 +197,8 @@ static long find_idle_flow(void *map UNUSED, struct flow_key *k, struct flow *f,
 	return 0;
 }
 
-/* Writes the keys of idle flows to end_jobs, as many as it has room for. */
+/* Writes the keys of idle flows to end_jobs, as many as it has room for, and counts all flows on the way if it is asked to. The walk ends
+ * where there is no more room; the count then is of a part of the table. */
 SEC("syscall")
 int find_idle_flows(void *unused UNUSED)
 {

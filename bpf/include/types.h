@@ -30,6 +30,7 @@ enum action {
 	ACTION_CHAIN,
 	ACTION_BYPASS,
 	ACTION_DROP,
+	ACTION_COUNT,
 };
 
 /* Options (const volatile, set before load). */
@@ -228,6 +229,7 @@ enum offload_result {
 enum {
 	MAX_OFFLOAD_JOBS = 256,
 	MAX_END_JOBS = 16384,
+	MAX_COUNTED_CHAINS = 1024,
 };
 
 struct offload_work {
@@ -267,6 +269,8 @@ struct end_work {
 	__u32 evict;                  /* end_flows: 1: whether idle or not */
 	__u32 count;                  /* find_idle_flows: jobs written */
 	struct end_job job[MAX_END_JOBS];
+	__u32 counting; /* find_idle_flows: 1: add the flows it sees to these, by chain and action */
+	__u32 flows[MAX_COUNTED_CHAINS][ACTION_COUNT];
 };
 enum event_kind {
 	EVENT_FLOW_BEGAN,

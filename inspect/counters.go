@@ -21,8 +21,8 @@ type counters struct {
 func newCounters(set *pipeline.CounterSet) counters {
 	c := set.Counter
 	return counters{
-		active: c("flows_active", "connections that are followed now"),
-		memory: c("memory_used", "bytes of memory in use for packets that are not acknowledged yet"),
+		active: set.Gauge("flows_active", "connections that are followed now"),
+		memory: set.Gauge("memory_used", "bytes of memory in use for packets that are not acknowledged yet"),
 
 		accepted:          c("accepted", "connections whose handshake was completed"),
 		halfClosed:        c("half_closed", "connections of which one end finished before the other"),

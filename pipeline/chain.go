@@ -89,14 +89,20 @@ type Chain struct {
 	stages    []stageSlot
 	packets   atomic.Uint64
 	bytes     atomic.Uint64
+	timer     func() int64 // while a turn is timed, else nil
 
-	pollers   []Poller
+	pollers   []poller
 	tickers   []Ticker
 	drainers  []Drainer
 	observers []Observer
 	listers   []FlowLister
 	enders    []FlowEnder
 	closers   []Closer
+}
+
+type poller struct {
+	Poller
+	slot *stageSlot
 }
 
 type stageSlot struct {
@@ -106,6 +112,8 @@ type stageSlot struct {
 	verdicts [Consume + 1]atomic.Uint64
 	packets  atomic.Uint64
 	bytes    atomic.Uint64
+
+	timedPackets, timedNanos atomic.Uint64
 }
 
 // Build makes a worker's instance of the chain. env is the prototype: Build
@@ -147,7 +155,7 @@ func (s *ChainSpec) Build(env Env) (*Chain, error) {
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("build chain %q, stage %d (%s): %w", s.Name, i+1, spec.Kind.Name, err), c.Close())
 		}
-		c.adopt(built)
+		c.adopt(built, slot)
 	}
 	return c, nil
 }
@@ -178,7 +186,13 @@ func (c *Chain) Run(b *Batch) {
 				shownBytes += uint64(p.len)
 			}
 		}
-		slot.stage.Process(b)
+		if c.timer == nil {
+			slot.stage.Process(b)
+		} else {
+			began := c.timer()
+			slot.stage.Process(b)
+			slot.took(c.timer()-began, shown)
+		}
 		var n [Consume + 1]uint64
 		for _, p := range pkts {
 			if int(p.stage) != i {
@@ -212,9 +226,9 @@ func (c *Chain) Run(b *Batch) {
 }
 
 // adopt finds out, once, which optional interfaces a stage has.
-func (c *Chain) adopt(stage any) {
+func (c *Chain) adopt(stage any, slot *stageSlot) {
 	if s, ok := stage.(Poller); ok {
-		c.pollers = append(c.pollers, s)
+		c.pollers = append(c.pollers, poller{s, slot})
 	}
 	if s, ok := stage.(Ticker); ok {
 		c.tickers = append(c.tickers, s)
@@ -244,11 +258,23 @@ func (c *Chain) observe(b *Batch) {
 
 func (c *Chain) poll(now int64) (busy bool) {
 	for _, p := range c.pollers {
+		began := now
+		if c.timer != nil {
+			began = c.timer()
+		}
 		if p.Poll(now) {
 			busy = true
 		}
+		if c.timer != nil {
+			p.slot.took(c.timer()-began, 0)
+		}
 	}
 	return busy
+}
+
+func (s *stageSlot) took(ns int64, packets uint64) {
+	s.timedNanos.Add(uint64(max(ns, 0)))
+	s.timedPackets.Add(packets)
 }
 
 func (c *Chain) tick(now int64) {
@@ -292,10 +318,18 @@ func (c *Chain) Stats() ChainStats {
 			Consumed:  slot.verdicts[Consume].Load(),
 			Counters:  map[string]uint64{},
 
+			TimedPackets: slot.timedPackets.Load(), TimedNanoseconds: slot.timedNanos.Load(),
+
 			Histograms: slot.counters.Histograms(),
 		}
 		for _, ctr := range slot.counters.All() {
 			st.Counters[ctr.Name] = ctr.Load()
+			if ctr.Gauge() {
+				if st.Gauges == nil {
+					st.Gauges = map[string]bool{}
+				}
+				st.Gauges[ctr.Name] = true
+			}
 		}
 		s.Stages = append(s.Stages, st)
 	}

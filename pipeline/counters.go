@@ -9,6 +9,7 @@ import (
 // read.
 type Counter struct {
 	Name, Help string
+	gauge      bool
 	v          atomic.Uint64
 }
 
@@ -18,7 +19,11 @@ func (c *Counter) Add(n uint64) { c.v.Add(n) }
 // Load returns the value.
 func (c *Counter) Load() uint64 { return c.v.Load() }
 
-// Set makes the counter a gauge: the value as of now.
+// Gauge reports whether the value also falls.
+func (c *Counter) Gauge() bool { return c.gauge }
+
+// Set replaces the value: that of a gauge, or of a counter that something else
+// counts.
 func (c *Counter) Set(n uint64) { c.v.Store(n) }
 
 // CounterSet is the named counters of one stage instance.
@@ -26,11 +31,17 @@ type CounterSet struct {
 	mu         sync.Mutex
 	list       []*Counter
 	histograms []*Histogram
+	tops       []*Top
 }
 
 // Counter returns the counter of that name, and makes it at the first call.
 // Call it while the stage is built, not on the packet path.
-func (s *CounterSet) Counter(name, help string) *Counter {
+func (s *CounterSet) Counter(name, help string) *Counter { return s.counter(name, help, false) }
+
+// Gauge is Counter for what also falls: a number of things that are there now.
+func (s *CounterSet) Gauge(name, help string) *Counter { return s.counter(name, help, true) }
+
+func (s *CounterSet) counter(name, help string, gauge bool) *Counter {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.list {
@@ -38,7 +49,7 @@ func (s *CounterSet) Counter(name, help string) *Counter {
 			return c
 		}
 	}
-	c := &Counter{Name: name, Help: help}
+	c := &Counter{Name: name, Help: help, gauge: gauge}
 	s.list = append(s.list, c)
 	return c
 }
@@ -82,6 +93,13 @@ type StageStats struct {
 	Forwarded uint64            `json:"forwarded"`
 	Consumed  uint64            `json:"consumed"`
 	Counters  map[string]uint64 `json:"counters,omitempty"`
+	Gauges    map[string]bool   `json:"-"` // which of the counters also fall
+
+	// What some of the turns took, and how many packets the stage was shown in
+	// them (WorkerOptions.TimeStages). The time of stream stages is in that of the
+	// stage which shows them connections.
+	TimedPackets     uint64 `json:"timed_packets,omitempty"`
+	TimedNanoseconds uint64 `json:"timed_ns,omitempty"`
 
 	Histograms []HistogramStats `json:"histograms,omitempty"`
 }
@@ -111,11 +129,19 @@ func (c *ChainStats) Add(o ChainStats) {
 		t.Dropped += s.Dropped
 		t.Forwarded += s.Forwarded
 		t.Consumed += s.Consumed
+		t.TimedPackets += s.TimedPackets
+		t.TimedNanoseconds += s.TimedNanoseconds
 		if t.Counters == nil {
 			t.Counters = make(map[string]uint64)
 		}
 		for name, n := range s.Counters {
 			t.Counters[name] += n
+		}
+		for name := range s.Gauges {
+			if t.Gauges == nil {
+				t.Gauges = make(map[string]bool)
+			}
+			t.Gauges[name] = true
 		}
 		t.Histograms = addHistograms(t.Histograms, s.Histograms)
 	}

@@ -21,7 +21,15 @@ type PortStats struct {
 	TxRefused uint64            `json:"tx_refused"` // given to Transmit, not taken
 	InFlight  int               `json:"in_flight"`
 	LinkUp    bool              `json:"link_up"`
+	Rings     []RingStats       `json:"rings,omitempty"`
 	Extra     map[string]uint64 `json:"extra,omitempty"` // figures of this kind of port, lower_snake
+}
+
+// RingStats say how full a ring of a port was at the end of its worker's last turn.
+type RingStats struct {
+	Name string `json:"name"` // "rx", "tx", "fill", "completion"
+	Used int    `json:"used"`
+	Size int    `json:"size"`
 }
 
 // Port is a named attachment of one worker: one queue of an interface, a

@@ -31,6 +31,8 @@ type WorkerOptions struct {
 	// Beat, if there is one, is called on the worker's goroutine at least every
 	// BeatInterval as long as the worker takes turns: a sign of life.
 	Beat func()
+	// TimeStages has one turn of timedTurns timed, stage by stage.
+	TimeStages bool
 	// Router is what stages get to know of it in router mode; nil: bridge mode.
 	Router *Router
 	// SpinTurns is how many empty turns a worker takes before it waits.
@@ -83,6 +85,21 @@ type Worker struct {
 
 // BeatInterval is how often a worker shows that it works (WorkerOptions.Beat).
 const BeatInterval = 50 * time.Millisecond
+
+// timedTurns is how often a turn is timed. A clock is read twice for each stage of
+// it: less than a nanosecond for each packet that goes by meanwhile.
+const timedTurns = 64
+
+func (w *Worker) timeStages(on bool) {
+	for _, c := range w.chains {
+		if c != nil {
+			c.timer = nil
+			if on {
+				c.timer = w.clock
+			}
+		}
+	}
+}
 
 // emitCap bounds how many packets wait in the worker for one port; beyond it
 // they are given to the port at once.
@@ -209,7 +226,9 @@ func (w *Worker) Turn() (busy bool, err error) {
 	now := w.clock()
 	w.turnTime = now
 	w.lastTurn.Store(now)
-	w.turns.Add(1)
+	if turn := w.turns.Add(1); w.o.TimeStages && turn%timedTurns <= 1 {
+		w.timeStages(turn%timedTurns == 0)
+	}
 	if w.o.Beat != nil && now-w.lastBeat >= int64(BeatInterval) {
 		w.lastBeat = now
 		w.o.Beat()

@@ -28,9 +28,9 @@ type counters struct {
 func newCounters(set *pipeline.CounterSet) counters {
 	c := set.Counter
 	return counters{
-		active:    c("flows_active", "connections that are terminated now, those being established included"),
-		pending:   c("flows_pending", "connections being established now"),
-		lingering: c("flows_lingering", "closed connections that are still remembered"),
+		active:    set.Gauge("flows_active", "connections that are terminated now, those being established included"),
+		pending:   set.Gauge("flows_pending", "connections being established now"),
+		lingering: set.Gauge("flows_lingering", "closed connections that are still remembered"),
 
 		dials:            c("dials", "connection attempts toward servers"),
 		dialRefused:      c("dial_refused", "attempts that the server answered with a reset"),
@@ -83,7 +83,7 @@ func newCounters(set *pipeline.CounterSet) counters {
 		retransmits:    c("retransmits", "segments that netstack has sent again, to either end"),
 		timeouts:       c("retransmit_timeouts", "times that it had to wait for a timer to do so"),
 		recoveries:     c("fast_recoveries", "times that it did so because an end reported a gap"),
-		txQueued:       c("tx_queue_bytes", "bytes that netstack has sent and that wait for a frame now"),
+		txQueued:       set.Gauge("tx_queue_bytes", "bytes that netstack has sent and that wait for a frame now"),
 		txDropped:      c("tx_queue_dropped", "packets that netstack sent and the transmit queue had no room for"),
 		txNoFrame:      c("tx_no_frame", "turns that ended with packets waiting because no frame was free"),
 		txOrphan:       c("tx_orphan", "packets that netstack sent for no connection that is known"),

@@ -103,6 +103,9 @@ func (f *flow) quiet() bool {
 		c.rcvMax-c.isn == v.acked-v.iss && v.rcvMax-v.isn == c.acked-c.iss
 }
 
+// spliceBounds are in seconds.
+var spliceBounds = []float64{1e-5, 1e-4, 1e-3, 0.01, 0.1, 1, 10}
+
 // trySplice splices a flow that is quiet. p, the packet that has made it so, if
 // it was one, becomes the first that is translated; true says that it was dealt
 // with. It came from the end of leg l and is not yet noted but for its
@@ -122,7 +125,7 @@ func (s *Stack) trySplice(f *flow, l *leg, p *pipeline.Packet, t wire.TCP, now i
 		y.owed[i] = l.capped() || int32(l.rcvMax-l.ackSent) > 0
 	}
 	s.n.spliced.Add(1)
-	s.quietTimes.Observe(now - f.wish.since)
+	s.quietTimes.Observe(float64(now-f.wish.since) / 1e9)
 	s.dropWish(f)
 	f.client.mute, f.server.mute = true, true
 	streams := s.shut(f)

@@ -15,7 +15,6 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"penstock/internal/flowtab"
-	"penstock/internal/latency"
 	"penstock/internal/wire"
 	"penstock/pipeline"
 )
@@ -82,7 +81,7 @@ type Stack struct {
 	simIDs     []nstack.TransportEndpointID // handshakes that quiesce looks at
 	simConns   uint64                       // connections begun in a simulation
 	splices    bool                         // flows that nobody needs to see are spliced
-	quietTimes latency.Histogram            // from the wish to the splice
+	quietTimes *pipeline.Histogram          // from the wish to the splice, seconds
 
 	signalled atomic.Bool // the worker is awake or was woken: no need to again
 
@@ -113,7 +112,10 @@ func New(env *pipeline.Env, o Options) (*Stack, error) {
 		shaking:  make(map[nstack.TransportEndpointID]*flow),
 		buf:      make([]byte, relayChunk),
 		shakers:  newShakers(),
-		splices:  o.Splice && env.Splicer != nil,
+
+		quietTimes: env.Counters.Histogram("penstock_stage_splice_wait_seconds",
+			"From the moment that no stage wants a terminated connection any more to its splice: how long it took to be quiet.", spliceBounds),
+		splices: o.Splice && env.Splicer != nil,
 	}
 	mtu, err := usableMTU(env)
 	if err != nil {

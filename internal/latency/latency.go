@@ -2,7 +2,9 @@
 // path: an observation is one atomic addition.
 //
 // Buckets are log-linear: eight for each power of two, so that a quantile read
-// back is at most an eighth too high. Its one trap: a snapshot taken while others
+// back is at most an eighth too high. That is why there is a second kind of
+// histogram beside pipeline.Histogram, whose few bounds a stage chooses, as metrics
+// want them: from those no quantile can be told. Its one trap: a snapshot taken while others
 // observe is not one moment's.
 package latency
 

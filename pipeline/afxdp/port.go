@@ -78,21 +78,23 @@ type Options struct {
 
 // Port is one queue of an interface.
 type Port struct {
-	info   pipeline.PortInfo
-	sock   *xsk.Socket
-	arena  *pipeline.Arena
-	pool   *pipeline.Pool
-	shift  uint
-	fill   int // target
-	router *pipeline.Router
-	descs  []xsk.Desc
-	addrs  []uint64
-	inFill int
+	info     pipeline.PortInfo
+	sock     *xsk.Socket
+	arena    *pipeline.Arena
+	pool     *pipeline.Pool
+	shift    uint
+	fill     int // target
+	ringSize int
+	router   *pipeline.Router
+	descs    []xsk.Desc
+	addrs    []uint64
+	inFill   int
 
 	rxPackets, rxBytes, txPackets, txBytes, refused counter
 	noFrames, badFrames                             counter
 	inFlight                                        atomic.Int64
-	link                                            atomic.Int32 // a linkState
+	rings                                           atomic.Uint64 // 16 bits each: rx, tx, fill, completion
+	link                                            atomic.Int32  // a linkState
 }
 
 type linkState = int32
@@ -119,7 +121,7 @@ func Open(m *Memory, o Options) (*Port, error) {
 		o.FillTarget = o.RingSize / 2
 	}
 	p := &Port{
-		info: o.Info, arena: m.Arena, pool: m.Arena.Pool(o.Worker), fill: min(o.FillTarget, o.RingSize), router: o.Router,
+		info: o.Info, arena: m.Arena, pool: m.Arena.Pool(o.Worker), fill: min(o.FillTarget, o.RingSize), ringSize: o.RingSize, router: o.Router,
 		descs: make([]xsk.Desc, 4*pipeline.BatchSize), addrs: make([]uint64, 0, 4*pipeline.BatchSize),
 	}
 	for 1<<p.shift < m.Arena.FrameSize() {
@@ -261,6 +263,7 @@ func (p *Port) Flush() {
 	p.refill()
 	fill, rx, tx, completion := p.sock.InKernel()
 	p.inFlight.Store(int64(fill + rx + tx + completion))
+	p.rings.Store(uint64(rx) | uint64(tx)<<16 | uint64(fill)<<32 | uint64(completion)<<48)
 }
 
 func (p *Port) kick() { p.note(p.sock.Kick()) }
@@ -348,6 +351,10 @@ func (p *Port) Stats() pipeline.PortStats {
 		RxPackets: p.rxPackets.v.Load(), RxBytes: p.rxBytes.v.Load(),
 		TxPackets: p.txPackets.v.Load(), TxBytes: p.txBytes.v.Load(), TxRefused: p.refused.v.Load(),
 		InFlight: int(p.inFlight.Load()), LinkUp: p.link.Load() == linkUp,
+	}
+	used := p.rings.Load()
+	for i, name := range [...]string{"rx", "tx", "fill", "completion"} {
+		s.Rings = append(s.Rings, pipeline.RingStats{Name: name, Used: int(used >> (16 * i) & 0xffff), Size: p.ringSize})
 	}
 	x, err := p.sock.Stats()
 	if err != nil {

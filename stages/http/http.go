@@ -47,12 +47,14 @@ type stage struct {
 	switched      *pipeline.Counter
 	unanswered    *pipeline.Counter
 	statusClasses [6]*pipeline.Counter
+	hosts         *pipeline.Top
 }
 
 func newStage(c Config, env *pipeline.Env) *stage {
 	s := &stage{cfg: c, env: env, enforce: c.enforces(), policy: newPolicy(&c), recorder: env.Recorder}
 	ctr := env.Counters.Counter
 	s.requests = ctr("requests", "request heads that were understood")
+	s.hosts = env.Counters.Top("hosts", "hosts of requests")
 	s.responses = ctr("responses", "final response heads that were understood")
 	s.denied = ctr("denied", "requests that were refused")
 	s.released = ctr("released", "connections let go of because they are no HTTP/1.x or are malformed")
@@ -181,6 +183,7 @@ func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVe
 		}
 		c.seen = true
 		c.s.requests.Add(1)
+		c.s.hosts.Observe(h.Host)
 		e := &exchange{start: now, method: h.Method, target: h.Target, host: h.Host, minor: h.Minor, userAgent: h.UserAgent,
 			upgrade: h.Upgrade, requestBytes: uint64(end)}
 		if why := c.s.policy.judge(&h); why != pipeline.ReasonNone {

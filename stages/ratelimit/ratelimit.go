@@ -96,7 +96,7 @@ func newStage(c Config, env *pipeline.Env) (*stage, error) {
 		unmatched: env.Counters.Counter("unmatched", "packets that meet no match"),
 		noEntry:   env.Counters.Counter("no_entry", "packets whose key found no place"),
 	}
-	if entries := env.Counters.Counter("entries", "keys that are remembered now, of all workers"); env.Worker == 0 {
+	if entries := env.Counters.Gauge("entries", "keys that are remembered now, of all workers"); env.Worker == 0 {
 		s.entries = entries
 	}
 	sh.users.Add(1)

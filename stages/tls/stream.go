@@ -113,6 +113,7 @@ func (c *stream) clientHello(msg []byte) pipeline.StreamVerdict {
 	switch c.hellos {
 	case 0:
 		c.name = name
+		s.hosts.Observe(name)
 	case 1:
 		if name != c.name {
 			return c.bad(reasonSNIChanged)

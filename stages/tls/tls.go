@@ -64,6 +64,8 @@ type stage struct {
 	answer   tlshello.ServerHello
 	ja4, ja3 []byte
 
+	hosts *pipeline.Top
+
 	hellos, answers, retries, ech, denied, released, lost, blind, unanswered *pipeline.Counter
 }
 
@@ -71,6 +73,7 @@ func newStage(c Config, env *pipeline.Env) *stage {
 	s := &stage{cfg: c, env: env, policy: newPolicy(&c), restrict: c.restricts(), enforce: c.denies()}
 	ctr := env.Counters.Counter
 	s.hellos = ctr("client_hellos", "ClientHellos that were understood, second ones included")
+	s.hosts = env.Counters.Top("hosts", "server names that clients ask for")
 	s.answers = ctr("server_hellos", "ServerHellos that were understood; not looked for when nothing depends on them")
 	s.retries = ctr("hello_retries", "HelloRetryRequests")
 	s.ech = ctr("ech", "connections whose ClientHello has the extension of an encrypted one, or of an encrypted server name")

@@ -100,7 +100,7 @@ var allowed = map[string][]string{
 	"pcap":                         {"pipeline", "pipeline/fault", "internal/wire", "internal/flowtab"},
 	"pcap/closedloop":              {"pipeline", "pipeline/fault", "pcap", "internal/wire"},
 	"inspect":                      {"pipeline", "internal/wire", "internal/flowtab"},
-	"stack":                        {"pipeline", "internal/wire", "internal/flowtab", "internal/latency", "internal/rewrite"},
+	"stack":                        {"pipeline", "internal/wire", "internal/flowtab", "internal/rewrite"},
 	"stages":                       {"pipeline", "stages/*"},
 	"stages/*":                     {"pipeline", "internal/wire", "internal/flowtab", "internal/units", "internal/match"},
 	"stages/http":                  {"pipeline", "internal/units", "internal/hostname", "internal/http1"},

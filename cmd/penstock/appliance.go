@@ -220,7 +220,7 @@ func (a *appliance) buildWorkers() error {
 		}
 		a.workers = append(a.workers, pipeline.NewWorker(pipeline.WorkerOptions{
 			ID: w, Ports: ports, Infos: infos, Pool: a.memory.Arena.Pool(w), Waiter: waiter, Clock: clock, Log: a.log,
-			Default: unmarked, Offloader: a, Router: a.routing(), Beat: func() { a.beat(w) },
+			Default: unmarked, TimeStages: true, Offloader: a, Router: a.routing(), Beat: func() { a.beat(w) },
 		}))
 	}
 	pipeline.Link(a.workers)

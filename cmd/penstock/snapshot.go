@@ -18,6 +18,18 @@ var _ control.Source = (*appliance)(nil)
 
 // Status implements control.Source.
 func (a *appliance) Status() control.Status {
+	n, err := a.steerer.CountFlows()
+	s := a.sample(n)
+	if err != nil {
+		s.Warnings = append(s.Warnings, err.Error())
+	}
+	return s
+}
+
+// Sample implements control.Source.
+func (a *appliance) Sample() control.Status { return a.sample(a.steerer.LastCount()) }
+
+func (a *appliance) sample(flows bpf.FlowCounts) control.Status {
 	a.mu.Lock()
 	draining := a.draining
 	a.mu.Unlock()
@@ -54,18 +66,23 @@ func (a *appliance) Status() control.Status {
 		s.Router = a.router.Counters()
 	}
 	s.Flows.Limit = a.cfg.Appliance.MaxFlows
-	if steered, offloaded, err := a.countFlows(); err == nil {
-		s.Flows.Steered, s.Flows.Offloaded = steered, offloaded
-	} else {
-		s.Warnings = append(s.Warnings, err.Error())
+	s.Flows.Steered = flows.Flows
+	for _, f := range flows.ByChain {
+		s.Flows.Offloaded += f.Bypass + f.Dropped
+		if f.Chain < len(s.Chains) {
+			c := &s.Chains[f.Chain]
+			c.Flows = map[string]int{c.Depth: f.ToChain, pipeline.DepthOffload.String(): f.Bypass, "drop": f.Dropped}
+		}
 	}
-	for _, c := range s.Chains {
-		if c.Depth != pipeline.DepthTerminate.String() {
-			continue // flows_active is what they inspect
-		}
-		for _, st := range c.Stages {
-			s.Flows.Terminated += int(st.Counters["flows_active"])
-		}
+	for i := range s.Chains {
+		s.Flows.Terminated += s.Chains[i].Terminated()
+	}
+	s.OffloadResults = map[string]uint64{}
+	for i, n := range a.steerer.OffloadResults() {
+		s.OffloadResults[bpf.OffloadResult(i).String()] = n
+	}
+	if n, err := a.steerer.LostEvents(); err == nil {
+		s.LostEvents = n
 	}
 	for _, r := range a.record.Stats() {
 		s.Records = append(s.Records, control.Record{To: r.To, Written: r.Written, Dropped: r.Dropped, Failed: r.Failed, Queued: r.Queued, Error: r.Error})
@@ -82,7 +99,7 @@ func (a *appliance) portStatus(s *control.Status) (ports []control.Port) {
 		up, exists := linkState(n.ifindex)
 		p := control.Port{
 			Name: a.cfg.Ports[i].Name, Interface: n.name, Ifindex: n.ifindex, MTU: n.mtu, XDP: a.xdp[i].String(),
-			LinkUp: up, Reasons: map[string]control.Count{},
+			LinkUp: up, Reasons: map[string]control.Count{}, Verdicts: map[string]map[string]control.Count{},
 		}
 		switch {
 		case !exists:
@@ -95,6 +112,12 @@ func (a *appliance) portStatus(s *control.Status) (ports []control.Port) {
 		}
 		for _, c := range counters {
 			if c.Port == i && c.Packets > 0 {
+				by := p.Verdicts[c.Verdict.String()]
+				if by == nil {
+					by = map[string]control.Count{}
+					p.Verdicts[c.Verdict.String()] = by
+				}
+				by[c.Reason.String()] = control.Count{Packets: c.Packets, Bytes: c.Bytes}
 				sum := p.Reasons[c.Reason.String()]
 				sum.Packets += c.Packets
 				sum.Bytes += c.Bytes
@@ -106,18 +129,36 @@ func (a *appliance) portStatus(s *control.Status) (ports []control.Port) {
 	return ports
 }
 
-// countFlows counts the flows in XDP's table, and those of them that are
-// offloaded. There is an entry for each direction.
-func (a *appliance) countFlows() (steered, offloaded int, err error) {
-	err = a.steerer.Flows(func(e bpf.FlowEntry) bool {
-		steered++
-		if e.Action != bpf.ToChain {
-			offloaded++
+// Tops implements control.Source.
+func (a *appliance) Tops() (all []pipeline.TopStats) {
+	answers := make(chan []pipeline.TopStats, len(a.workers))
+	for _, w := range a.workers {
+		w.Call(func() {
+			var mine []pipeline.TopStats
+			for _, c := range w.Chains() {
+				if c != nil {
+					mine = append(mine, c.Tops()...)
+				}
+			}
+			answers <- mine
+		})
+	}
+	late := time.After(topsWait)
+	for range a.workers {
+		select {
+		case mine := <-answers:
+			all = pipeline.AddTops(all, mine, shownTops)
+		case <-late:
+			return all
 		}
-		return true
-	})
-	return steered / 2, offloaded / 2, err
+	}
+	return all
 }
+
+const (
+	topsWait  = 200 * time.Millisecond
+	shownTops = 20
+)
 
 // Flows implements control.Source: what XDP steers, and what the stages say of
 // the flows that they keep.

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,7 +31,13 @@ type source struct {
 	evicted   []Flow
 }
 
-func (s *source) Status() Status         { return s.s }
+func (s *source) Status() Status { return s.s }
+func (s *source) Sample() Status { return s.s }
+
+func (s *source) Tops() []pipeline.TopStats {
+	return []pipeline.TopStats{{Chain: "web", Stage: "http", Name: "hosts", Entries: []pipeline.TopEntry{{Key: "<b>a.example", Count: 7}}}}
+}
+
 func (s *source) Flows() ([]Flow, error) { return s.flows, s.err }
 
 func (s *source) DenyAdd(a DenyAdd) (int, error) {
@@ -67,19 +75,21 @@ func example() *source {
 			Name: "test", Version: "v1", Mode: "bridge", OnExit: "open",
 			Ports: []Port{{
 				Name: "lan", Interface: "eth1", XDP: "native", LinkUp: true,
-				Reasons: map[string]Count{"flow_known": {Packets: 5, Bytes: 500}},
+				Reasons:  map[string]Count{"flow_known": {Packets: 5, Bytes: 500}},
+				Verdicts: map[string]map[string]Count{"socket": {"flow_known": {Packets: 5, Bytes: 500}}},
 				Queues: []Queue{{
 					PortInfo:  pipeline.PortInfo{Name: "lan", Mode: "copy"},
-					PortStats: pipeline.PortStats{RxPackets: 7, InFlight: 3, Extra: map[string]uint64{"kicks": 2}},
+					PortStats: pipeline.PortStats{RxPackets: 7, InFlight: 3, Extra: map[string]uint64{"kicks": 2}, Rings: []pipeline.RingStats{{Name: "rx", Used: 7, Size: 2048}}},
 				}},
 			}},
-			Chains: []Chain{{Depth: "terminate", ChainStats: pipeline.ChainStats{
-				Name: "web", Packets: 7, Stages: []pipeline.StageStats{{Kind: "tcp", Consumed: 7, Counters: map[string]uint64{"dials": 1}, Histograms: []pipeline.HistogramStats{
+			Chains: []Chain{{Depth: "terminate", Flows: map[string]int{"terminate": 6, "offload": 4}, ChainStats: pipeline.ChainStats{
+				Name: "web", Packets: 7, Stages: []pipeline.StageStats{{Kind: "tcp", Consumed: 7, Counters: map[string]uint64{"dials": 1, "flows_active": 6}, Gauges: map[string]bool{"flows_active": true}, TimedPackets: 5, TimedNanoseconds: 5000, Histograms: []pipeline.HistogramStats{
 					{Name: "some_convention_seconds", Labels: []pipeline.Label{{Name: "model", Value: "m"}}, Bounds: []float64{0.5, 2}, Counts: []uint64{1, 2, 3}, Sum: 20.5},
 				}}},
 			}}},
-			Totals: pipeline.Totals{Packets: 9, Forwarded: 1, Consumed: 7, Dropped: map[string]uint64{"acl_denied": 1}},
-			Workers: []pipeline.WorkerStats{{Turns: 10, IdleTurns: 4, OffloadTimes: latency.Snapshot{
+			Totals:         pipeline.Totals{Packets: 9, Forwarded: 1, Consumed: 7, Dropped: map[string]uint64{"acl_denied": 1}},
+			OffloadResults: map[string]uint64{"flow_gone": 2}, Router: map[string]uint64{"to_kernel": 1},
+			Workers: []pipeline.WorkerStats{{Turns: 10, IdleTurns: 4, Totals: pipeline.Totals{Packets: 9, Forwarded: 1, Consumed: 7, Dropped: map[string]uint64{"acl_denied": 1}}, OffloadTimes: latency.Snapshot{
 				Count: 3, Sum: 9 * time.Microsecond, Buckets: []latency.Bucket{{Most: 2 * time.Microsecond, Count: 2}, {Most: 7 * time.Microsecond, Count: 1}},
 			}}},
 			Records: []Record{{To: "stdout", Written: 3}},
@@ -105,6 +115,7 @@ func TestClient(t *testing.T) {
 	c := NewClient(path)
 	got, err := c.Status()
 	src.s.Workers[0].OffloadTimes = latency.Snapshot{} // for metrics only
+	src.s.Chains[0].Stages[0].Gauges = nil
 	if err != nil || !reflect.DeepEqual(got, src.s) {
 		t.Errorf("status: %v\ngot  %+v\nwant %+v", err, got, src.s)
 	}
@@ -169,17 +180,23 @@ func TestMetrics(t *testing.T) {
 		t.Fatalf("%s, %v: %s", resp.Status, err, body)
 	}
 	for _, want := range []string{
-		`penstock_packets_total 9`,
+		`penstock_worker_received_packets_total{worker="0"} 9`,
 		`some_convention_seconds_bucket{chain="web",index="1",model="m",stage="tcp",le="2"} 3`,
 		`some_convention_seconds_count{chain="web",index="1",model="m",stage="tcp"} 6`,
 		`some_convention_seconds_sum{chain="web",index="1",model="m",stage="tcp"} 20.5`,
-		`penstock_packet_ends_total{end="consumed"} 7`,
-		`penstock_dropped_packets_total{reason="acl_denied"} 1`,
-		`penstock_xdp_packets_total{port="lan",reason="flow_known"} 5`,
+		`penstock_worker_ended_packets_total{end="consumed",worker="0"} 7`,
+		`penstock_worker_dropped_packets_total{reason="acl_denied",worker="0"} 1`,
+		`penstock_xdp_packets_total{port="lan",reason="flow_known",verdict="socket"} 5`,
+		`penstock_queue_ring_used_slots{port="lan",queue="0",ring="rx"} 7`,
+		`penstock_table_flows{chain="web",depth="offload"} 4`,
+		`penstock_xdp_offloads_total{result="flow_gone"} 2`,
 		`penstock_queue_received_packets_total{port="lan",queue="0"} 7`,
 		`penstock_queue_events_total{event="kicks",port="lan",queue="0"} 2`,
 		`penstock_stage_packets_total{chain="web",index="1",stage="tcp",verdict="consume"} 7`,
-		`penstock_stage_counter{chain="web",counter="dials",index="1",stage="tcp"} 1`,
+		`penstock_stage_events_total{chain="web",event="dials",index="1",stage="tcp"} 1`,
+		`penstock_stage_held_units{chain="web",index="1",stage="tcp",what="flows_active"} 6`,
+		`penstock_stack_terminated_flows{chain="web"} 6`,
+		`penstock_stage_timed_seconds_total{chain="web",index="1",stage="tcp"} 5e-06`,
 		`penstock_worker_turns_total{kind="busy",worker="0"} 6`,
 		`penstock_worker_offload_seconds_bucket{worker="0",le="1e-06"} 0`,
 		`penstock_worker_offload_seconds_bucket{worker="0",le="2e-06"} 2`,
@@ -192,6 +209,19 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("no %s", want)
 		}
 	}
+	for _, m := range Metrics() {
+		if !strings.Contains(string(body), "# TYPE "+m.Name+" "+m.Kind+"\n") {
+			t.Errorf("%s is not exported, or is no %s", m.Name, m.Kind)
+		}
+		if !metricName.MatchString(m.Name) {
+			t.Errorf("%s is not penstock_<scope>_<noun>_<unit|total>", m.Name)
+		}
+	}
+	for line := range strings.Lines(string(body)) {
+		if name, ok := strings.CutPrefix(line, "# TYPE penstock_"); ok && !slices.ContainsFunc(Metrics(), func(m Metric) bool { return strings.HasPrefix("penstock_"+name, m.Name+" ") }) {
+			t.Errorf("%q is exported and not described", line)
+		}
+	}
 	problems, err := promlint.New(strings.NewReader(string(body))).Lint()
 	if err != nil {
 		t.Fatal(err)
@@ -202,6 +232,10 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 }
+
+// metricName is a scope, nouns and a unit, in that order.
+var metricName = regexp.MustCompile(`^penstock_(appliance|port|xdp|table|stack|queue|worker|chain|stage|memory|router|record)(_[a-z]+)*_` +
+	`(total|info|seconds|states?|flows|frames|slots|units|events)$`)
 
 func TestMetricsAddressInUse(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -32,6 +32,9 @@ type Status struct {
 	Flows   FlowCounts             `json:"flows"`
 	Workers []pipeline.WorkerStats `json:"workers"`
 	Records []Record               `json:"records,omitempty"`
+	// OffloadResults count flows given to XDP, by what became of that.
+	OffloadResults map[string]uint64 `json:"offload_results,omitempty"`
+	LostEvents     uint64            `json:"lost_events"` // of XDP, for records
 	// Router counts the packets that XDP could not route by itself, by what
 	// became of them. Router mode only.
 	Router map[string]uint64 `json:"router,omitempty"`
@@ -52,6 +55,9 @@ type Port struct {
 	// Reasons are the XDP program's counts of what it did with packets that
 	// came in here, by reason.
 	Reasons map[string]Count `json:"reasons"`
+	// Verdicts are the same counts, by what it did and then by reason: "pass",
+	// "peer", "socket", "drop".
+	Verdicts map[string]map[string]Count `json:"verdicts"`
 }
 
 // Queue is one queue of a port, with its AF_XDP socket.
@@ -71,6 +77,20 @@ type Chain struct {
 	pipeline.ChainStats
 	Depth string `json:"depth"`
 	Why   string `json:"why"` // why it is that deep
+	// Flows are those in XDP's table, by depth: the chain's, "offload", or
+	// "drop" for those that XDP drops.
+	Flows map[string]int `json:"flows,omitempty"`
+}
+
+// Terminated is how many connections are in the netstack.
+func (c *Chain) Terminated() (n int) {
+	if c.Depth != pipeline.DepthTerminate.String() {
+		return 0 // flows_active is what is inspected
+	}
+	for _, st := range c.Stages {
+		n += int(st.Counters["flows_active"])
+	}
+	return n
 }
 
 // Frames account for all packet memory: Free + InFlight = Total whenever no
@@ -138,6 +158,12 @@ type Deny struct {
 // Source is the appliance.
 type Source interface {
 	Status() Status
+	// Sample is Status for who asks again and again: what it costs does not grow
+	// with the number of flows. How many there are is some seconds old.
+	Sample() Status
+	// Tops are the most frequent hosts and the like; a worker that does not
+	// answer at once is left out.
+	Tops() []pipeline.TopStats
 	Flows() ([]Flow, error)
 	// Evict forgets flows, each named by its ends, protocol and VLANs, and returns
 	// how many there were.

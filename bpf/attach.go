@@ -147,29 +147,6 @@ func explainAttach(err error, ifindex int) error {
 	return err
 }
 
-// occupied says who is on the interface. A program that is attached by a BPF link goes with the link, not with ip link.
-func occupied(err error, l netlink.Link) error {
-	name, x := l.Attrs().Name, l.Attrs().Xdp
-	if x == nil || !x.Attached {
-		return err
-	}
-	prog := fmt.Sprintf("id %d", x.ProgId)
-	if p, perr := ebpf.NewProgramFromID(ebpf.ProgramID(x.ProgId)); perr == nil {
-		if info, ierr := p.Info(); ierr == nil && info.Name != "" {
-			prog += ", name " + info.Name
-		}
-		p.Close()
-	}
-	mend := "ip link set dev " + name + " xdp off"
-	if x.AttachMode == xdpAttachedSKB {
-		mend = "ip link set dev " + name + " xdpgeneric off"
-	}
-	if id, ok := linkOn(l.Attrs().Index, x.ProgId); ok {
-		mend = fmt.Sprintf("end the process that holds it, or: bpftool link detach id %d", id)
-	}
-	return fmt.Errorf("another XDP program is attached (%s); mend: %s: %w", prog, mend, err)
-}
-
 // xdpAttachedSKB is XDP_ATTACHED_SKB of linux/if_link.h.
 const xdpAttachedSKB = 2
 

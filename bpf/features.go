@@ -94,8 +94,7 @@ func (s *Steerer) CheckPeers() error {
 			errs = append(errs, err)
 		case f&FeatureTarget == 0:
 			errs = append(errs, fmt.Errorf("redirect packets of %s to %s: it takes no redirected frames, they are lost; "+
-				"mend: for a veth, ethtool -K PEER gro off and then gro on at its other end while both ends are up; else xdp = \"generic\" for %s",
-				s.portName(i), s.portName(to), s.opts.Ports[i].Name))
+				"mend: for a veth, %s; else xdp = \"generic\" for %s", s.portName(i), s.portName(to), NoTargetMend, s.opts.Ports[i].Name))
 		}
 	}
 	return errors.Join(errs...)

@@ -131,7 +131,7 @@ func (s *Steerer) removeMapPins() error {
 // findLeftovers notes a dead instance's links on our ports, of whatever version it was, and takes its other links off.
 func (s *Steerer) findLeftovers() error {
 	s.leftover = map[int]string{}
-	pins, err := filepath.Glob(filepath.Join(s.opts.PinRoot, s.opts.Name, "*", linkPrefix+"*"))
+	pins, err := pinnedLinks(s.opts.PinRoot, s.opts.Name)
 	if err != nil {
 		return err
 	}
@@ -149,6 +149,11 @@ func (s *Steerer) findLeftovers() error {
 		}
 	}
 	return nil
+}
+
+// pinnedLinks are the links that an instance has pinned, of whatever version.
+func pinnedLinks(pinRoot, name string) ([]string, error) {
+	return filepath.Glob(filepath.Join(pinRoot, name, "*", linkPrefix+"*"))
 }
 
 func isLinkPin(path string) bool { return strings.HasPrefix(filepath.Base(path), linkPrefix) }

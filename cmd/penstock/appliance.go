@@ -13,6 +13,7 @@ import (
 	"penstock/bpf"
 	"penstock/internal/config"
 	"penstock/internal/control"
+	"penstock/internal/doctor"
 	"penstock/internal/gate"
 	"penstock/internal/record"
 	"penstock/internal/route"
@@ -67,11 +68,8 @@ func startAppliance(cfg *config.Config, log *slog.Logger) (a *appliance, err err
 			a = nil
 		}
 	}()
-	if os.Geteuid() != 0 {
-		return a, errors.New("root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK, are needed to attach XDP; run it with sudo")
-	}
 	for _, step := range []func() error{
-		a.findInterfaces, a.openRecorder, a.checkForwarding, a.loadXDP, a.takePlace, a.openGate, a.openRouter,
+		a.findInterfaces, a.openRecorder, a.loadXDP, a.takePlace, a.openGate, a.openRouter,
 		a.openQueues, a.buildWorkers, a.startWorkers, a.attach, a.serve,
 	} {
 		if err := step(); err != nil {
@@ -81,24 +79,25 @@ func startAppliance(cfg *config.Config, log *slog.Logger) (a *appliance, err err
 	return a, nil
 }
 
+// findInterfaces makes the checks that decide a start.
 func (a *appliance) findInterfaces() error {
-	var errs []error
-	for _, p := range a.cfg.Ports {
-		n, err := findNIC(p)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if n.mtu > maxXDPMTU {
-			errs = append(errs, fmt.Errorf("port %q: the MTU of %s is %d and XDP takes at most %d; ip link set dev %s mtu %d",
-				p.Name, p.Interface, n.mtu, maxXDPMTU, p.Interface, maxXDPMTU))
-		}
+	facts := doctor.LookForStart(subject(a.cfg))
+	warnings, err := doctor.Start(facts)
+	if err != nil {
+		return err
+	}
+	for _, w := range warnings {
+		a.warnings = append(a.warnings, w)
+		a.log.Warn(w)
+	}
+	for _, i := range facts.Interfaces {
+		n := nicOf(i)
 		if !n.up {
-			a.log.Warn("link is down; the appliance waits for it", "port", p.Name, "interface", p.Interface)
+			a.log.Warn("link is down; the appliance waits for it", "port", i.Port.Name, "interface", n.name)
 		}
 		a.nics = append(a.nics, n)
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 func (a *appliance) openRecorder() (err error) {
@@ -140,12 +139,6 @@ func (a *appliance) openQueues() (err error) {
 	// Worker i serves queue i of every port, so that what comes in by one port
 	// can leave by the other without another thread.
 	workers := len(a.nics[0].queues)
-	for i, n := range a.nics {
-		if len(n.queues) != workers {
-			return fmt.Errorf("ports need the same number of queues: %q has %d and %q has %d; set queues, or ethtool -L %s combined %d",
-				a.cfg.Ports[0].Name, workers, a.cfg.Ports[i].Name, len(n.queues), n.name, workers)
-		}
-	}
 	frames := a.cfg.Appliance.FramesPerQueue * len(a.nics)
 	a.memory, err = afxdp.NewMemory(int(a.cfg.Appliance.FrameSize), frames, workers, xsk.HugeAuto)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"penstock/bpf"
@@ -41,8 +42,8 @@ func detachCommand(args []string) error {
 	}
 	removePinRoot(cfg)
 	for _, p := range cfg.Ports {
-		if n, err := findNIC(p); err == nil && cfg.Appliance.Mode == config.ModeBridge {
-			n.promisc = true // that instance had turned it on
+		if l, err := netlink.LinkByName(p.Interface); err == nil && cfg.Appliance.Mode == config.ModeBridge {
+			n := &nic{name: p.Interface, ifindex: l.Attrs().Index, promisc: true} // that instance had turned it on
 			if err := n.setPromisc(false); err != nil {
 				return err
 			}

@@ -1,15 +1,12 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
-	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
 
-	"penstock/internal/config"
+	"penstock/internal/doctor"
 	"penstock/xsk"
 )
 
@@ -24,41 +21,9 @@ type nic struct {
 	promisc bool   // we have turned it on
 }
 
-// maxXDPMTU is the largest MTU whose packets fit into one page with XDP's
-// headroom: programs without multi-buffer support are refused beyond it.
-const maxXDPMTU = 3506
-
-// findNIC resolves a port's interface and queues. Every error says what to do.
-func findNIC(p config.Port) (*nic, error) {
-	l, err := netlink.LinkByName(p.Interface)
-	if err != nil {
-		var none netlink.LinkNotFoundError
-		if errors.As(err, &none) {
-			return nil, fmt.Errorf("port %q: interface %q does not exist; there are %s", p.Name, p.Interface, interfaceNames())
-		}
-		return nil, fmt.Errorf("port %q: look up interface %q: %w", p.Name, p.Interface, err)
-	}
-	a := l.Attrs()
-	n := &nic{name: a.Name, ifindex: a.Index, mtu: a.MTU, up: a.OperState == netlink.OperUp || a.OperState == netlink.OperUnknown}
-	if e, err := ethtool.NewEthtool(); err == nil {
-		n.driver, _ = e.DriverName(a.Name)
-		e.Close()
-	}
-	have := channels(a)
-	if p.Queues.All {
-		for q := range have {
-			n.queues = append(n.queues, q)
-		}
-		return n, nil
-	}
-	for _, q := range p.Queues.List {
-		if q >= have {
-			return nil, fmt.Errorf("port %q: queue %d does not exist: %s has %s; change queues, or the interface: ethtool -L %s combined %d",
-				p.Name, q, p.Interface, queueRange(have), p.Interface, q+1)
-		}
-		n.queues = append(n.queues, q)
-	}
-	return n, nil
+// nicOf takes from what was seen of an interface what an appliance works with.
+func nicOf(i *doctor.Interface) *nic {
+	return &nic{name: i.Name, ifindex: i.Ifindex, mtu: i.MTU, up: i.Up, driver: i.Driver, queues: i.Queues}
 }
 
 // noAutoZeroCopy are drivers on which zero_copy = "auto" means copy mode: what XDP
@@ -72,41 +37,6 @@ func (n *nic) socketMode(zeroCopy string) xsk.Mode {
 		return xsk.Copy
 	}
 	return xskModes[zeroCopy]
-}
-
-// channels is the number of receive queues in use. The driver's channels count
-// where it tells them: a NIC may have more queues than it uses.
-func channels(a *netlink.LinkAttrs) int {
-	have := max(a.NumRxQueues, 1)
-	e, err := ethtool.NewEthtool()
-	if err != nil {
-		return have
-	}
-	defer e.Close()
-	if c, err := e.GetChannels(a.Name); err == nil && c.CombinedCount+c.RxCount > 0 {
-		return int(c.CombinedCount + c.RxCount)
-	}
-	return have
-}
-
-func queueRange(n int) string {
-	if n == 1 {
-		return "1 queue (0)"
-	}
-	return fmt.Sprintf("%d queues (0 to %d)", n, n-1)
-}
-
-func interfaceNames() string {
-	links, err := netlink.LinkList()
-	if err != nil {
-		return "(cannot list them: " + err.Error() + ")"
-	}
-	var names []string
-	for _, l := range links {
-		names = append(names, l.Attrs().Name)
-	}
-	slices.Sort(names)
-	return strings.Join(names, ", ")
 }
 
 // linkState is the state of an interface as of now.

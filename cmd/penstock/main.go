@@ -31,6 +31,7 @@ func commands() []command {
 		{"status", "[--control PATH] [--json]", "what a running appliance does", statusCommand},
 		{"flows", flowsArgs, "the live flows of a running appliance", flowsCommand},
 		{"deny", denyArgs, "deny sources in XDP on a running appliance, for a time or for good", denyCommand},
+		{"doctor", doctorArgs, "what this machine and its interfaces can do, what is wrong, and the command that mends it; status 1 if anything is wrong", doctorCommand},
 		{"detach", "FILE", "remove what an appliance that has gone left attached (on_exit = \"open\")", detachCommand},
 		{"version", "", "print the version", versionCommand},
 	}

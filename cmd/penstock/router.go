@@ -2,11 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"penstock/bpf"
@@ -70,39 +65,4 @@ func (a *appliance) routing() *pipeline.Router {
 		return nil
 	}
 	return a.router.State()
-}
-
-// checkForwarding says what is in the way of routing: without forwarding in the
-// kernel neither it nor XDP routes anything.
-func (a *appliance) checkForwarding() error {
-	if a.cfg.Appliance.Mode != config.ModeRouter {
-		return nil
-	}
-	var off []string
-	families := 0
-	for _, f := range []struct{ name, dir, all string }{
-		{"IPv4", "/proc/sys/net/ipv4", "net.ipv4.ip_forward"}, {"IPv6", "/proc/sys/net/ipv6", "net.ipv6.conf.all.forwarding"},
-	} {
-		var ports []string
-		for _, n := range a.nics {
-			b, err := os.ReadFile(filepath.Join(f.dir, "conf", n.name, "forwarding"))
-			if err != nil || strings.TrimSpace(string(b)) == "0" {
-				ports = append(ports, n.name)
-			}
-		}
-		if len(ports) > 0 {
-			off = append(off, fmt.Sprintf("%s is not forwarded from %s: sysctl -w %s=1", f.name, strings.Join(ports, ", "), f.all))
-		}
-		if len(ports) == len(a.nics) {
-			families++
-		}
-	}
-	if families == 2 {
-		return errors.New("router mode: the kernel forwards nothing; mend: sysctl -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
-	}
-	for _, w := range off {
-		a.warnings = append(a.warnings, w)
-		a.log.Warn(w)
-	}
-	return nil
 }

@@ -90,6 +90,9 @@ func defaultAppliance(name string) Appliance {
 	}
 }
 
+// Defaults returns the [appliance] table of a file that has none.
+func Defaults() Appliance { return defaultAppliance("penstock") }
+
 // Port is a [[port]] table. Its index is its pipeline.PortID.
 type Port struct {
 	Name      string

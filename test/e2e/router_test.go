@@ -214,7 +214,7 @@ func TestRouterNoForwarding(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := r.start()
-	if w := strings.Join(a.status().Warnings, "\n"); !strings.Contains(w, "IPv6 is not forwarded from eth1, eth2: sysctl -w net.ipv6.conf.all.forwarding=1") {
+	if w := strings.Join(a.status().Warnings, "\n"); !strings.Contains(w, "IPv6 is not forwarded from eth1, eth2; mend: sysctl -w net.ipv6.conf.all.forwarding=1") {
 		t.Errorf("warnings: %q", w)
 	}
 	a.stop()

@@ -35,6 +35,10 @@ type Descriptor[C any] struct {
 	// people.
 	Releases func(c C) string
 
+	// Describe returns lines about what a configuration comes to, such as its
+	// rules; for people. nil: there is nothing to say.
+	Describe func(c C) []string
+
 	// Needs returns what a stage with this configuration does with connections,
 	// and why; only for NewStream. nil: NeedDeny.
 	Needs func(c C) (Need, string)
@@ -74,6 +78,7 @@ type Kind struct {
 	depth       func(any, Need) (Depth, string)
 	holds       func(any) string
 	releases    func(any) string
+	describe    func(any) []string
 	needs       func(any) (Need, string)
 	suits       func(any, Need, string, string, *Issues)
 }
@@ -123,6 +128,14 @@ func (k *Kind) Releases(config any) string {
 		return ""
 	}
 	return k.releases(config)
+}
+
+// Describe returns lines about what a configuration comes to, for people.
+func (k *Kind) Describe(config any) []string {
+	if k.describe == nil {
+		return nil
+	}
+	return k.describe(config)
 }
 
 // Holds returns why a stage of this kind never lets go of a flow, or "".
@@ -186,6 +199,9 @@ func Register[C any](r *Registry, d Descriptor[C]) {
 	}
 	if d.Releases != nil {
 		k.releases = func(c any) string { return d.Releases(*c.(*C)) }
+	}
+	if d.Describe != nil {
+		k.describe = func(c any) []string { return d.Describe(*c.(*C)) }
 	}
 	if d.Holds != nil {
 		k.holds = func(c any) string { return d.Holds(*c.(*C)) }

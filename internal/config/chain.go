@@ -115,7 +115,7 @@ func (c *checker) stage(path string, k *pipeline.Kind, t map[string]any) pipelin
 	delete(own, "kind")
 	spec := pipeline.StageSpec{Kind: k, Config: k.NewConfig(), Shared: new(pipeline.Shared)}
 	c.value(path, own, reflect.ValueOf(spec.Config).Elem(), "")
-	issues := pipeline.Issues{Ports: c.portNames()}
+	issues := pipeline.Issues{Ports: c.portNames(), Sets: c.config.Sets}
 	k.Validate(spec.Config, &issues)
 	for _, is := range issues.List {
 		c.issue(path, is)

@@ -49,6 +49,7 @@ func (c *checker) check() {
 	c.value("", c.root, reflect.ValueOf(&c.doc).Elem(), "")
 	c.appliance()
 	c.gate()
+	c.sets()
 	c.ports()
 	c.chains()
 	c.steers()

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -26,6 +27,7 @@ type Config struct {
 	File      string
 	Appliance Appliance
 	Gate      Gate
+	Sets      map[string][]netip.Prefix // by name
 	Ports     []Port
 	Steer     []Steer
 	Chains    []Chain

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding"
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -55,6 +56,7 @@ func Diff(old, next *Config) []Change {
 	d := &differ{}
 	d.keys("appliance", reflect.ValueOf(old.Appliance), reflect.ValueOf(next.Appliance), func(key string) bool { return !live["appliance."+key] })
 	d.gate(&old.Gate, &next.Gate)
+	d.sets(old.Sets, next.Sets)
 	d.ports(old.Ports, next.Ports)
 	d.steer(old, next)
 	d.chains(old.Chains, next.Chains)
@@ -93,8 +95,8 @@ func (d *differ) gate(old, next *Gate) {
 			d.add("gate", name, fmt.Sprint(a), fmt.Sprint(b), !live["gate."+name])
 		}
 	}
-	d.prefixes("deny", old.Deny, next.Deny)
-	d.prefixes("allow", old.Allow, next.Allow)
+	d.prefixes("gate", "deny", old.Deny, next.Deny)
+	d.prefixes("gate", "allow", old.Allow, next.Allow)
 	key("screens", old.Screens, next.Screens)
 	key("rate_packets", old.Packets, next.Packets)
 	key("rate_bytes", old.Bytes, next.Bytes)
@@ -110,7 +112,16 @@ func (d *differ) gate(old, next *Gate) {
 // mostListed is how many prefixes of a list are written.
 const mostListed = 8
 
-func (d *differ) prefixes(key string, old, next []netip.Prefix) {
+func (d *differ) sets(old, next map[string][]netip.Prefix) {
+	names := slices.Collect(maps.Keys(old))
+	names = slices.AppendSeq(names, maps.Keys(next))
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		d.prefixes("set", name, old[name], next[name])
+	}
+}
+
+func (d *differ) prefixes(what, key string, old, next []netip.Prefix) {
 	gone, come := without(old, next), without(next, old)
 	text := func(list []netip.Prefix) string {
 		words := make([]string, 0, mostListed)
@@ -122,8 +133,8 @@ func (d *differ) prefixes(key string, old, next []netip.Prefix) {
 		}
 		return strings.Join(words, ", ")
 	}
-	d.add("gate", key, text(gone), "", false)
-	d.add("gate", key, "", text(come), false)
+	d.add(what, key, text(gone), "", false)
+	d.add(what, key, "", text(come), false)
 }
 
 // without returns what of a is not in b, in a's order.

@@ -194,6 +194,11 @@ func (c *Config) explainChain(b *strings.Builder, id pipeline.ChainID) {
 		rows = table{{"no stages: every packet is forwarded"}}
 	}
 	rows.write(b)
+	for _, st := range ch.Spec.Stages {
+		for _, line := range st.Kind.Describe(st.Config) {
+			fmt.Fprintf(b, "     %s %s\n", st.Kind.Name, line)
+		}
+	}
 
 	depth, stage, why := ch.Spec.Depth()
 	if stage != "" {

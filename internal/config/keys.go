@@ -52,6 +52,10 @@ func Tables() []Table {
 			}
 			field = elem.Elem()
 		}
+		if field.Kind() == reflect.Map { // a table for each name
+			t.Name += ".NAME"
+			field = reflect.Zero(field.Type().Elem())
+		}
 		t.Keys = keysOf(t, field)
 		tables = append(tables, t)
 		if f.name == "port" {

@@ -15,6 +15,7 @@ var samples = map[string]string{
 	"steer.src_port": `["1000-2000"]`, "steer.dst_port": `[80]`, "steer.to": `"C"`,
 	"gate.deny": `["192.0.2.0/24", "2001:db8::1"]`, "gate.allow": `[]`, "gate.rate_packets": `"2000pkt/s"`,
 	"gate.rate_bytes": `"10Mbit/s"`, "gate.rate_syns": `"200pkt/s"`, "chain.name": `"C"`, "chain.stage.kind": `"acl"`, "record.to": `"stdout"`,
+	"set.NAME.prefixes": `["10.0.0.0/8", "fd00::/8"]`,
 }
 
 // TestKeysAreThere writes a file with every documented key, at its default or
@@ -28,7 +29,7 @@ func TestKeysAreThere(t *testing.T) {
 			copies = append(copies, "B")
 		}
 		for _, name := range copies {
-			header := "[" + table.Name + "]"
+			header := "[" + strings.Replace(table.Name, "NAME", "office", 1) + "]"
 			if table.List {
 				header = "[" + header + "]"
 			}

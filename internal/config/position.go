@@ -24,6 +24,7 @@ const (
 type index struct {
 	src     string
 	at      map[string]int // byte offset by path
+	strings map[string]int // byte offset of the opening quote, by the path of a string
 	lines   []int          // byte offset of the beginning of each line
 	tooDeep int            // offset of what exceeds the bounds, or -1
 	twice   int            // offset of what is defined a second time, or -1
@@ -32,7 +33,7 @@ type index struct {
 
 // newIndex indexes src, which must not begin with a byte order mark.
 func newIndex(src string) *index {
-	ix := &index{src: src, at: map[string]int{}, lines: []int{0}, tooDeep: -1, twice: -1}
+	ix := &index{src: src, at: map[string]int{}, strings: map[string]int{}, lines: []int{0}, tooDeep: -1, twice: -1}
 	for i := range len(src) {
 		if src[i] == '\n' {
 			ix.lines = append(ix.lines, i+1)
@@ -320,6 +321,7 @@ func (s *scanner) value(path string, depth int) bool {
 	}
 	switch s.peek() {
 	case '"', '\'':
+		s.ix.strings[path] = s.i
 		return s.str()
 	case '[':
 		return s.list(']', func(n int) bool {

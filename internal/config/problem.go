@@ -108,6 +108,10 @@ func (r *report) issue(stage string, is pipeline.Issue) {
 		text = is.Path + ": " + text
 	}
 	r.put(path, where, text)
+	if is.Char > 0 {
+		p := &r.problems[len(r.problems)-1]
+		p.Line, p.Col = r.ix.findIn(path, is.Char-1)
+	}
 }
 
 // beginsWith reports whether text begins with the word, and not with a longer

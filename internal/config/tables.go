@@ -8,12 +8,18 @@ import (
 // document is a file as decoded, before its names are resolved. Its tags are
 // the one source for the keys there are: Keys reads them too.
 type document struct {
-	Appliance Appliance     `toml:"appliance" help:"the appliance as a whole"`
-	Gate      gateTable     `toml:"gate" help:"what XDP drops before anything else"`
-	Port      []portTable   `toml:"port" help:"a network interface; bridge mode has two of them"`
-	Steer     []steerTable  `toml:"steer" help:"a rule that says where a flow goes; in order, the first match wins, replies follow their flow"`
-	Chain     []chainTable  `toml:"chain" help:"an ordered list of stages; one without stages forwards everything"`
-	Record    []recordTable `toml:"record" help:"a place where events go, as lines of JSON"`
+	Appliance Appliance           `toml:"appliance" help:"the appliance as a whole"`
+	Gate      gateTable           `toml:"gate" help:"what XDP drops before anything else"`
+	Set       map[string]setTable `toml:"set" help:"a named set of addresses, for the expressions of rules"`
+	Port      []portTable         `toml:"port" help:"a network interface; bridge mode has two of them"`
+	Steer     []steerTable        `toml:"steer" help:"a rule that says where a flow goes; in order, the first match wins, replies follow their flow"`
+	Chain     []chainTable        `toml:"chain" help:"an ordered list of stages; one without stages forwards everything"`
+	Record    []recordTable       `toml:"record" help:"a place where events go, as lines of JSON"`
+}
+
+// setTable is [set.NAME].
+type setTable struct {
+	Prefixes []string `toml:"prefixes" required:"" type:"list of prefixes and files" help:"what is in the set: prefixes, or \"file:PATH\" with one a line"`
 }
 
 type portTable struct {
@@ -63,4 +69,4 @@ type recordTable struct {
 func (t *recordTable) setDefaults() { *t = recordTable{Events: []string{"all"}} }
 
 // known are the tables of a document.
-var known = map[string]bool{"appliance": true, "gate": true, "port": true, "steer": true, "chain": true, "record": true}
+var known = map[string]bool{"appliance": true, "gate": true, "set": true, "port": true, "steer": true, "chain": true, "record": true}

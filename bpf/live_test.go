@@ -149,10 +149,21 @@ func (a *appliance) count(v Verdict, reason string) (n uint64) {
 }
 
 func TestBridgeConnectsClientAndServer(t *testing.T) {
-	for _, mode := range []Mode{ModeNative, ModeGeneric} {
-		t.Run(mode.String(), func(t *testing.T) {
+	for _, c := range []struct {
+		mode     Mode
+		headroom bool
+	}{{ModeNative, false}, {ModeGeneric, false}, {ModeNative, true}, {ModeGeneric, true}} {
+		name, mode := c.mode.String(), c.mode
+		if c.headroom {
+			name += ", headroom"
+		}
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			a := inline(t, lab.VethOptions{}, func(o *Options) { o.Ports[0].Mode, o.Ports[1].Mode = mode, mode })
+			a := inline(t, lab.VethOptions{}, func(o *Options) {
+				for i := range o.Ports {
+					o.Ports[i].Mode, o.Ports[i].Headroom = mode, c.headroom
+				}
+			})
 			if err := a.echo(a.ServerIP4, 200*time.Millisecond); err == nil {
 				t.Fatal("the ends are connected before anything is attached: the test would prove nothing")
 			}

@@ -366,7 +366,7 @@ func TestOffloadOutOfAPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.expect("the port is gone", 0, tcp4(t, "A", 0), fate{VerdictDrop, "no_peer"}, nil)
-	if err := shared.ns.Do(func() error { return r.peers.Put(uint32(1), uint32(r.opts.Ports[1].Ifindex)) }); err != nil {
+	if err := shared.ns.Do(func() error { return r.setPeer(1, r.opts.Ports[1]) }); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -103,7 +103,7 @@ func (s *Steerer) loadRouter(shared map[string]*ebpf.Map) error {
 		} else {
 			obj.Inject.Close()
 		}
-		if err := s.peers.Put(uint32(i), uint32(p.Ifindex)); err != nil {
+		if err := s.setPeer(i, p); err != nil {
 			return fmt.Errorf("set interface of port %q: %w", p.Name, err)
 		}
 		if l, err := net.InterfaceByIndex(p.Ifindex); err == nil && len(l.HardwareAddr) == 6 {

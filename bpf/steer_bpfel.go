@@ -13,6 +13,15 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type steerBpfDevmapVal struct {
+	_       structs.HostLayout
+	Ifindex uint32
+	BpfProg struct {
+		_  structs.HostLayout
+		Fd int32
+	}
+}
+
 type steerCounter struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -114,6 +123,11 @@ type steerFragmentKey struct {
 	Family uint8
 	Pad    uint16
 	Vlan   [2]uint16
+}
+
+type steerFrameCopy struct {
+	_     structs.HostLayout
+	Bytes [4096]uint8
 }
 
 type steerGateEntry struct {
@@ -396,6 +410,7 @@ const (
 	steerMapEvents         = "events"
 	steerMapFlows          = "flows"
 	steerMapFragments      = "fragments"
+	steerMapFrameCopies    = "frame_copies"
 	steerMapGateCodes      = "gate_codes"
 	steerMapGateDir4       = "gate_dir4"
 	steerMapGateEpoch      = "gate_epoch"
@@ -416,6 +431,7 @@ const (
 	steerProgEndFlows      = "end_flows"
 	steerProgFindIdleFlows = "find_idle_flows"
 	steerProgInject        = "inject"
+	steerProgMakeHeadroom  = "make_headroom"
 	steerProgOffloadFlows  = "offload_flows"
 	steerProgRoute         = "route"
 	steerProgSteer         = "steer"
@@ -476,6 +492,7 @@ type steerProgramSpecs struct {
 	EndFlows      *ebpf.ProgramSpec `ebpf:"end_flows"`
 	FindIdleFlows *ebpf.ProgramSpec `ebpf:"find_idle_flows"`
 	Inject        *ebpf.ProgramSpec `ebpf:"inject"`
+	MakeHeadroom  *ebpf.ProgramSpec `ebpf:"make_headroom"`
 	OffloadFlows  *ebpf.ProgramSpec `ebpf:"offload_flows"`
 	Route         *ebpf.ProgramSpec `ebpf:"route"`
 	Steer         *ebpf.ProgramSpec `ebpf:"steer"`
@@ -492,6 +509,7 @@ type steerMapSpecs struct {
 	Events       *ebpf.MapSpec `ebpf:"events"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
+	FrameCopies  *ebpf.MapSpec `ebpf:"frame_copies"`
 	GateCodes    *ebpf.MapSpec `ebpf:"gate_codes"`
 	GateDir4     *ebpf.MapSpec `ebpf:"gate_dir4"`
 	GateEpoch    *ebpf.MapSpec `ebpf:"gate_epoch"`
@@ -554,6 +572,7 @@ type steerMaps struct {
 	Events       *ebpf.Map `ebpf:"events"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
+	FrameCopies  *ebpf.Map `ebpf:"frame_copies"`
 	GateCodes    *ebpf.Map `ebpf:"gate_codes"`
 	GateDir4     *ebpf.Map `ebpf:"gate_dir4"`
 	GateEpoch    *ebpf.Map `ebpf:"gate_epoch"`
@@ -582,6 +601,7 @@ func (m *steerMaps) Close() error {
 		m.Events,
 		m.Flows,
 		m.Fragments,
+		m.FrameCopies,
 		m.GateCodes,
 		m.GateDir4,
 		m.GateEpoch,
@@ -625,6 +645,7 @@ type steerPrograms struct {
 	EndFlows      *ebpf.Program `ebpf:"end_flows"`
 	FindIdleFlows *ebpf.Program `ebpf:"find_idle_flows"`
 	Inject        *ebpf.Program `ebpf:"inject"`
+	MakeHeadroom  *ebpf.Program `ebpf:"make_headroom"`
 	OffloadFlows  *ebpf.Program `ebpf:"offload_flows"`
 	Route         *ebpf.Program `ebpf:"route"`
 	Steer         *ebpf.Program `ebpf:"steer"`
@@ -635,6 +656,7 @@ func (p *steerPrograms) Close() error {
 		p.EndFlows,
 		p.FindIdleFlows,
 		p.Inject,
+		p.MakeHeadroom,
 		p.OffloadFlows,
 		p.Route,
 		p.Steer,

@@ -67,14 +67,26 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 } beats SEC(".maps");
 
-/* Interface of the peer port, by port index; DEFAULT_ROUTE: of the port itself. Go writes; the kernel removes an interface that goes.
- * Missing: dropped as no_peer. */
+/* Interface of the peer port, by port index; DEFAULT_ROUTE: of the port itself; and make_headroom if it is of a driver that needs it.
+ * Go writes; the kernel removes an interface that goes. Missing: dropped as no_peer. */
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, struct bpf_devmap_val);
 	__uint(max_entries, MAX_PORTS);
 } peers SEC(".maps");
+
+/* Scratch of make_headroom, more than the largest frame that XDP takes without frags. */
+struct frame_copy {
+	__u8 bytes[4096];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct frame_copy);
+	__uint(max_entries, 1);
+} frame_copies SEC(".maps");
 
 /* DEFAULT_ROUTE: address on the link of each port. Go writes, XDP reads. Zero: no frame is addressed to it. */
 struct {

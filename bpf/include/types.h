@@ -10,6 +10,7 @@
 
 enum limit {
 	MAX_PORTS = 32,
+	HEADROOM = 32, /* what make_headroom leaves in front of a frame; the largest header of virtio_net has 24 bytes */
 	MAX_QUEUES = 256, /* per port; the socket of (port, queue) is at port * MAX_QUEUES + queue */
 	MAX_RULES = 256,  /* flattened */
 	MAX_VLANS = 2,

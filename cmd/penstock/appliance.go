@@ -109,7 +109,7 @@ func (a *appliance) loadXDP() (err error) {
 	o := steerOptions(a.cfg)
 	o.Events = xdpEvents(recordSpecs(a.cfg))
 	for i := range o.Ports {
-		o.Ports[i].Ifindex = a.nics[i].ifindex
+		o.Ports[i].Ifindex, o.Ports[i].Headroom = a.nics[i].ifindex, a.nics[i].driver == "virtio_net"
 	}
 	if o.PinRoot != "" {
 		if err := bpf.EnsureBPFFS(o.PinRoot); err != nil {

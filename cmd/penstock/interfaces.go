@@ -26,9 +26,9 @@ func nicOf(i *doctor.Interface) *nic {
 	return &nic{name: i.Name, ifindex: i.Ifindex, mtu: i.MTU, up: i.Up, driver: i.Driver, queues: i.Queues}
 }
 
-// noAutoZeroCopy are drivers on which zero_copy = "auto" means copy mode: what XDP
-// redirects into an interface that has a zero-copy socket was seen to get lost
-// there (docs/nics.md).
+// noAutoZeroCopy are drivers on which zero_copy = "auto" means copy mode. Of
+// virtio_net's device there are many, and zero-copy has run on that of QEMU only
+// (docs/nics.md).
 var noAutoZeroCopy = []string{"virtio_net"}
 
 // socketMode is how the sockets of an interface are to be bound.

@@ -16,6 +16,7 @@ import (
 // TestShippedConfigs runs every configuration that Penstock ships, as it is but
 // for the names that must be its own on this machine, with traffic through it.
 func TestShippedConfigs(t *testing.T) {
+	t.Parallel()
 	files, err := fs.Glob(configs.FS, "*.toml")
 	if err != nil {
 		t.Fatal(err)

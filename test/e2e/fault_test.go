@@ -16,6 +16,7 @@ import (
 // TestRehearsal: an appliance with faults on purpose, which harm what passes and
 // destroy nothing. They are counted, and said aloud.
 func TestRehearsal(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.InlineOptions{})
 	file := r.config("closed", "[port.fault]\nseed = 5\nloss = \"1%\"\nduplicate = \"1%\"\nreorder = \"1%\"\ncorrupt = \"0.5%\"\ndelay = \"1ms\"\njitter = \"1ms\"\n", terminateChain)
 	cmd := r.penstock("check", file)

@@ -20,6 +20,7 @@ name = "plain"
 // TestForward sends TCP through a chain without stages: every packet of both
 // directions goes up to user space and down again.
 func TestForward(t *testing.T) {
+	t.Parallel()
 	for _, port := range []string{`xdp = "native"`, `xdp = "generic"`} {
 		t.Run(port, func(t *testing.T) {
 			r := newRig(t, lab.InlineOptions{})

@@ -18,6 +18,7 @@ import (
 // dead, and after it has come back with what was said about it; then until it
 // is deleted.
 func TestDenySurvivesACrash(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.InlineOptions{})
 	r.origin(80)
 	list := r.dir + "/deny.txt"

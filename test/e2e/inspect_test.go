@@ -38,6 +38,7 @@ const inspectDeny = inspectChain + `  deny_hosts = ["*.ads.example"]
 // TestInspect looks into HTTP without terminating it: curl gets every byte, the
 // server sees the client's own packets, and a host that is denied is a reset.
 func TestInspect(t *testing.T) {
+	t.Parallel()
 	for name, chain := range map[string]string{"observe": inspectChain, "deny": inspectDeny} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, lab.InlineOptions{})
@@ -110,6 +111,7 @@ func TestInspect(t *testing.T) {
 // TestInspectSegments sends a request byte by byte to a chain that may deny: it
 // arrives when it is complete, and when it is refused nothing of it does.
 func TestInspectSegments(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.InlineOptions{})
 	r.config("closed", "", inspectDeny)
 	r.origin(80)
@@ -143,6 +145,7 @@ func TestInspectSegments(t *testing.T) {
 // TestInspectRelease: what is no HTTP is let go of, and leaves user space with
 // both directions; every byte arrives.
 func TestInspectRelease(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.InlineOptions{})
 	r.config("closed", "", inspectChain)
 	r.tcpServer(7000)
@@ -167,6 +170,7 @@ func TestInspectRelease(t *testing.T) {
 // TestInspectReplay records requests live, with the packets they came in, and
 // replays those: the same records, but for times and numbers of connections.
 func TestInspectReplay(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.InlineOptions{})
 	dir, log := filepath.Join(r.dir, "packets"), filepath.Join(r.dir, "events.json")
 	chain := `

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -239,6 +240,31 @@ offload = "never"
 	}
 }
 
+// suspend stops the process, and waits until none of its threads runs.
+func (a *appliance) suspend() {
+	a.r.t.Helper()
+	if err := a.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		a.r.t.Fatal(err)
+	}
+	a.r.eventually("the process is stopped", func() error {
+		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", a.cmd.Process.Pid))
+		if err != nil || len(stats) == 0 {
+			return fmt.Errorf("no threads found: %v", err)
+		}
+		for _, path := range stats {
+			stat, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			// proc_pid_stat(5): the state follows the name, which is in brackets.
+			if _, state, _ := strings.Cut(string(stat), ") "); !strings.HasPrefix(state, "T") {
+				return fmt.Errorf("%s: %s", path, stat)
+			}
+		}
+		return nil
+	})
+}
+
 // TestStopped stops the process without ending it: its sockets are still there,
 // and its flows must not wait for it.
 func TestStopped(t *testing.T) {
@@ -285,9 +311,7 @@ offload = "never"
 			if err := echo(5 * time.Second); err != nil {
 				t.Fatal(err)
 			}
-			if err := a.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-				t.Fatal(err)
-			}
+			a.suspend()
 			if c.flows {
 				if err := echo(5 * time.Second); err != nil { // a retransmission may be what passes
 					t.Errorf("the flow that stands: %v", err)
@@ -337,6 +361,7 @@ offload = "never"
 // TestMidstream starts the appliance under connections that began before it:
 // none of them may notice.
 func TestMidstream(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.InlineOptions{Bridge: true})
 	r.config("closed", "", terminateChain)
 	r.tcpServer(7000)
@@ -458,6 +483,7 @@ func (r *rig) setXDP(ifname string, fd int) {
 // TestRefusedStarts: every way in which a start can fail is one clear line with
 // the mend in it, and leaves nothing attached.
 func TestRefusedStarts(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.InlineOptions{})
 	good := r.config("closed", "", terminateChain)
 	text, err := os.ReadFile(good)
@@ -535,6 +561,7 @@ func TestRefusedStarts(t *testing.T) {
 
 // TestGarbage throws broken frames at a terminating appliance from both sides.
 func TestGarbage(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.InlineOptions{})
 	r.config("closed", "", httpChain)
 	r.origin(80)

@@ -47,6 +47,7 @@ func (a *appliance) flow(server string) (control.Flow, error) {
 // TestOffload: a flow leaves user space with its first packets, every byte still
 // arrives, and the daemon is not needed for it any more.
 func TestOffload(t *testing.T) {
+	t.Parallel()
 	for _, chain := range []string{forwardChain, aclChain} {
 		r := newRig(t, lab.InlineOptions{})
 		r.config("open", "", chain)
@@ -90,9 +91,7 @@ func TestOffload(t *testing.T) {
 			}
 		}
 		echo("with the daemon")
-		if err := a.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
+		a.suspend()
 		echo("while the daemon is stopped")
 		if err := a.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 			t.Fatal(err)
@@ -113,6 +112,7 @@ func TestOffload(t *testing.T) {
 // TestOffloadedChurn opens and closes many connections on few ports: each is
 // offloaded, and each new SYN is seen by the chain.
 func TestOffloadedChurn(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.InlineOptions{})
 	r.config("closed", "", aclChain)
 	r.origin(80)
@@ -145,6 +145,7 @@ func TestOffloadedChurn(t *testing.T) {
 
 // TestOffloadNever keeps flows in user space.
 func TestOffloadNever(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.InlineOptions{})
 	r.config("closed", "", forwardChain+"offload = \"never\"\n")
 	r.tcpServer(7000)
@@ -166,6 +167,7 @@ func TestOffloadNever(t *testing.T) {
 // TestEvicted forgets flows again and again while bytes cross: connections go on
 // as midstream, and none loses a byte.
 func TestEvicted(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.InlineOptions{})
 	r.config("open", "", aclChain)
 	r.tcpServer(7000)
@@ -218,6 +220,7 @@ func TestEvicted(t *testing.T) {
 
 // TestFlowRecords: flows that begin and end, and what rules drop, are recorded.
 func TestFlowRecords(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.InlineOptions{})
 	path := filepath.Join(r.dir, "events.json")
 	r.config("closed", "", fmt.Sprintf(`

@@ -11,6 +11,7 @@ import (
 // TestTwoQueues runs two workers: on veth the directions of a flow arrive at
 // different queues, and must meet in one worker.
 func TestTwoQueues(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.InlineOptions{Veth: lab.VethOptions{Queues: 2}})
 	r.config("closed", "", terminateChain)
 	r.tcpServer(7000)

@@ -13,6 +13,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"net/netip"
 	"os"
@@ -35,6 +36,11 @@ var binary string
 func TestMain(m *testing.M) {
 	if status, child := traffic.Child(); child {
 		os.Exit(status)
+	}
+	// The tests wait more than they work. Those that measure, or that load the
+	// machine, are not parallel, and so have it to themselves.
+	if err := flag.Set("test.parallel", "5"); err != nil {
+		panic(err)
 	}
 	dir, err := os.MkdirTemp("", "penstock-e2e")
 	if err != nil {

@@ -109,9 +109,11 @@ func (r *rig) transfer(n int64) {
 
 // TestRouter sends traffic through a router at each depth.
 func TestRouter(t *testing.T) {
+	t.Parallel()
 	for _, d := range depths {
 		for _, port := range []string{`xdp = "native"`, `xdp = "generic"`} {
 			t.Run(d.name+"/"+port, func(t *testing.T) {
+				t.Parallel()
 				r := newRoutedRig(t, lab.RoutedOptions{})
 				r.routes("closed", port, d.chain)
 				r.origin(80)
@@ -159,8 +161,10 @@ func (r *rig) traceroute() {
 // TestRouterUnreachable: what the kernel says of ways that lead nowhere reaches
 // the client, at each depth.
 func TestRouterUnreachable(t *testing.T) {
+	t.Parallel()
 	for _, d := range depths {
 		t.Run(d.name, func(t *testing.T) {
+			t.Parallel()
 			r := newRoutedRig(t, lab.RoutedOptions{})
 			r.routes("closed", "", d.chain)
 			for _, args := range []string{
@@ -204,6 +208,7 @@ func TestRouterUnreachable(t *testing.T) {
 // TestRouterNoForwarding: a kernel that forwards nothing is said so at once, with
 // the mend.
 func TestRouterNoForwarding(t *testing.T) {
+	t.Parallel()
 	r := newRoutedRig(t, lab.RoutedOptions{NoForward: true})
 	r.routes("closed", "", anyTCP)
 	out, err := r.penstock("run", r.toml).CombinedOutput()
@@ -223,8 +228,10 @@ func TestRouterNoForwarding(t *testing.T) {
 // TestRouterNeighbor: the server gets another address on its link, and is
 // forgotten by the kernel, while bytes flow.
 func TestRouterNeighbor(t *testing.T) {
+	t.Parallel()
 	for _, d := range depths {
 		t.Run(d.name, func(t *testing.T) {
+			t.Parallel()
 			r := newRoutedRig(t, lab.RoutedOptions{})
 			r.routes("closed", "", d.chain)
 			r.tcpServer(7000)
@@ -278,6 +285,7 @@ func TestRouterNeighbor(t *testing.T) {
 // the client has nothing to say, and what was under way still arrives. Nothing
 // that the client sends can teach a terminated connection the new way.
 func TestRouterSilentClient(t *testing.T) {
+	t.Parallel()
 	r := newRoutedRig(t, lab.RoutedOptions{})
 	r.routes("closed", "", depths[2].chain)
 	r.tcpServer(7000)
@@ -324,8 +332,10 @@ func TestRouterSilentClient(t *testing.T) {
 // TestRouterPMTU: behind the appliance is a smaller MTU, on its own link or on
 // that of the next router, and bytes arrive whole, at each depth.
 func TestRouterPMTU(t *testing.T) {
+	t.Parallel()
 	for _, d := range depths {
 		t.Run(d.name, func(t *testing.T) {
+			t.Parallel()
 			l := labtest.NewForTest(t)
 			in, err := l.Routed(lab.RoutedOptions{})
 			if err != nil {
@@ -395,8 +405,10 @@ func TestRouterPMTU(t *testing.T) {
 
 // TestRouterOneArm: client and server are behind the same port.
 func TestRouterOneArm(t *testing.T) {
+	t.Parallel()
 	for _, d := range depths {
 		t.Run(d.name, func(t *testing.T) {
+			t.Parallel()
 			l := labtest.NewForTest(t)
 			r := &rig{t: t, dir: t.TempDir(), name: l.Name(), Inline: &lab.Inline{
 				ClientIP4: netip.MustParseAddr("10.78.1.2"), ClientIP6: netip.MustParseAddr("fd78:1::2"),
@@ -465,8 +477,10 @@ func TestRouterOneArm(t *testing.T) {
 // TestRouterOffPort: a route that leaves by an interface which is no port. The
 // chain sees what is steered, and the kernel forwards it.
 func TestRouterOffPort(t *testing.T) {
+	t.Parallel()
 	for _, d := range depths {
 		t.Run(d.name, func(t *testing.T) {
+			t.Parallel()
 			l := labtest.NewForTest(t)
 			in, err := l.Routed(lab.RoutedOptions{})
 			if err != nil {
@@ -501,8 +515,10 @@ func TestRouterOffPort(t *testing.T) {
 
 // TestRouterExit: what on_exit says happens when the appliance is killed.
 func TestRouterExit(t *testing.T) {
+	t.Parallel()
 	for _, onExit := range []string{"open", "closed"} {
 		t.Run(onExit, func(t *testing.T) {
+			t.Parallel()
 			r := newRoutedRig(t, lab.RoutedOptions{})
 			r.routes(onExit, "", depths[1].chain)
 			r.tcpServer(7000)
@@ -557,8 +573,10 @@ func TestRouterExit(t *testing.T) {
 // TestRouterChange: routes change while bytes flow, from one next hop to another
 // on the same link and back.
 func TestRouterChange(t *testing.T) {
+	t.Parallel()
 	for _, d := range depths {
 		t.Run(d.name, func(t *testing.T) {
+			t.Parallel()
 			r := newRoutedRig(t, lab.RoutedOptions{})
 			// The server's address is behind the server's namespace, by two ways.
 			r.ip(r.Server, "addr add 10.99.0.1/32 dev lo")
@@ -599,8 +617,10 @@ func TestRouterChange(t *testing.T) {
 
 // TestRouterQueues: two workers, each with a port to the kernel of its own.
 func TestRouterQueues(t *testing.T) {
+	t.Parallel()
 	for _, d := range depths {
 		t.Run(d.name, func(t *testing.T) {
+			t.Parallel()
 			r := newRoutedRig(t, lab.RoutedOptions{Veth: lab.VethOptions{Queues: 2}})
 			r.routes("closed", "", d.chain)
 			r.origin(80)

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -60,6 +59,7 @@ func (a *appliance) counter(name string) (n uint64) {
 
 // TestSplice moves bytes over connections that were terminated and are one again.
 func TestSplice(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.InlineOptions{})
 	r.config("closed", "", spliceChain)
 	r.tcpServer(7000)
@@ -111,6 +111,7 @@ func TestSplice(t *testing.T) {
 // TestSpliceChurn: many short connections, on addresses and ports that come
 // again.
 func TestSpliceChurn(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.InlineOptions{})
 	r.config("closed", "", spliceChain)
 	r.origin(80)
@@ -154,6 +155,7 @@ func TestSpliceChurn(t *testing.T) {
 // TestSpliceWithoutDaemon: connections that are spliced go on while the daemon is
 // stopped, killed, and replaced.
 func TestSpliceWithoutDaemon(t *testing.T) {
+	t.Parallel()
 	const conns = 200
 	r := newRig(t, lab.InlineOptions{})
 	r.config("open", "", spliceChain)
@@ -211,9 +213,7 @@ func TestSpliceWithoutDaemon(t *testing.T) {
 		})
 	}
 	crosses("with the daemon")
-	if err := a.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	a.suspend()
 	crosses("while it is stopped")
 	a.kill()
 	crosses("after kill -9")
@@ -230,6 +230,7 @@ func TestSpliceWithoutDaemon(t *testing.T) {
 // TestSpliceAfterUpgrade: the http stage sees a connection until it becomes
 // another protocol; then it is spliced, and every byte is right across that.
 func TestSpliceAfterUpgrade(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.InlineOptions{})
 	r.config("closed", "", httpChain)
 	ln, err := r.Server.Listen("tcp", r.addr(false, 80))
@@ -310,5 +311,6 @@ func TestSpliceAfterUpgrade(t *testing.T) {
 	if err != nil || f.Depth != "offload" || f.State != "spliced" || f.DepthSeconds <= 0 || f.DepthSeconds > f.AgeSeconds {
 		t.Errorf("%+v, %v", f, err)
 	}
+	c.Close() // while there is a way to the server
 	a.stop()
 }

@@ -58,6 +58,7 @@ func terminating(t *testing.T, chain string) (*rig, *appliance) {
 
 // TestTools runs the programs that people use: curl, wget and iperf3.
 func TestTools(t *testing.T) {
+	t.Parallel()
 	r, a := terminating(t, httpChain)
 	r.origin(80)
 	for _, v6 := range []bool{false, true} {
@@ -167,6 +168,7 @@ func TestSequentialConnections(t *testing.T) {
 // TestLongLived keeps an interactive byte stream open for a while: small
 // messages with pauses, both ways, as ssh has.
 func TestLongLived(t *testing.T) {
+	t.Parallel()
 	r, a := terminating(t, terminateChain)
 	r.tcpServer(7000)
 	for _, v6 := range []bool{false, true} {
@@ -200,6 +202,7 @@ func TestLongLived(t *testing.T) {
 // TestUnansweredServer: a closed port is a reset, and a dead host is a timeout,
 // as they are without the appliance.
 func TestUnansweredServer(t *testing.T) {
+	t.Parallel()
 	r, a := terminating(t, terminateChain)
 	for _, v6 := range []bool{false, true} {
 		_, err := r.Client.Dial("tcp", r.addr(v6, 9))
@@ -225,6 +228,7 @@ func TestUnansweredServer(t *testing.T) {
 
 // TestRecord reads the request log.
 func TestRecord(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.InlineOptions{})
 	log := filepath.Join(r.dir, "events.json")
 	r.config("closed", "", httpChain+fmt.Sprintf("\n[[record]]\nto = \"file:%s\"\nevents = [\"http\"]\n", log))

@@ -184,6 +184,7 @@ type tlsEvent struct {
 // appliance: what is allowed passes, what is denied never reaches the server,
 // and the records say so.
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	for _, depth := range []string{"terminate"} {
 		t.Run(depth, func(t *testing.T) {
 			r := newRig(t, lab.InlineOptions{})

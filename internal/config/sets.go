@@ -22,6 +22,7 @@ func (c *checker) sets() {
 		}
 		if problem := policy.SetNameProblem(name); problem != "" {
 			c.add(path, "%s", problem)
+			continue
 		}
 		t := c.doc.Set[name]
 		if len(t.Prefixes) == 0 && !c.isBad(path+".prefixes") {

@@ -2,9 +2,11 @@ package tls
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"penstock/internal/hostname"
+	"penstock/internal/policy"
 	"penstock/internal/tlshello"
 	"penstock/internal/units"
 	"penstock/pipeline"
@@ -30,6 +32,8 @@ type Config struct {
 	MinVersion string `toml:"min_version"`
 	// Refuse hellos with an encrypted ClientHello or server name.
 	DenyECH bool `toml:"deny_ech"`
+	// Rules with expressions, asked in order after everything above.
+	Rules []policy.Rule `toml:"rules"`
 	// What a refused client sees: "alert", or "reset".
 	Deny string `toml:"deny"`
 	// What becomes of a connection whose beginning cannot be read: "deny",
@@ -42,6 +46,8 @@ type Config struct {
 	MaxRecords int `toml:"max_records"`
 	// Whether handshakes are recorded, as events "tls".
 	Log bool `toml:"log"`
+
+	sets map[string][]netip.Prefix // that rules use
 }
 
 // SNIMatch says where servers of some names are.
@@ -79,6 +85,7 @@ func validate(c *Config, issues *pipeline.Issues) {
 			issues.Add(at, `dst must have at least one prefix, such as ["192.0.2.0/24"], got none`)
 		}
 	}
+	c.sets = policy.Check(ruleVars, c.Rules, "rules", issues)
 	if _, ok := versions[c.MinVersion]; !ok {
 		issues.Add("min_version", `want "1.0", "1.1", "1.2", "1.3", or "" for any, got %q`, c.MinVersion)
 	}
@@ -120,7 +127,7 @@ func validJA4(p string) bool {
 
 // restricts reports whether anything is refused by policy.
 func (c *Config) restricts() bool {
-	return len(c.DenySNI)+len(c.AllowSNI)+len(c.DenyJA4)+len(c.AllowJA4)+len(c.RequireSNIMatch) > 0 || versions[c.MinVersion] > 0 || c.DenyECH
+	return len(c.DenySNI)+len(c.AllowSNI)+len(c.DenyJA4)+len(c.AllowJA4)+len(c.RequireSNIMatch) > 0 || versions[c.MinVersion] > 0 || c.DenyECH || policy.Refuse(c.Rules)
 }
 
 // denies reports whether connections that cannot be read are refused.

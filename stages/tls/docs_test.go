@@ -21,7 +21,7 @@ func TestExamples(t *testing.T) {
 	pipeline.Register(reg, tcp.Descriptor())
 	hello := transcript(t, nil)
 	want := map[string][]string{ // what the example does with a handshake for www.good.example
-		"README.md":         {"", "", "tls_sni_mismatch", ""},
+		"README.md":         {"", "", "tls_sni_mismatch", "", ""},
 		"../../docs/tls.md": {"", "", "tls_sni_denied", "", ""},
 	}
 	for file, results := range want {

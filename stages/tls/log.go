@@ -17,6 +17,7 @@ type event struct {
 	Chain    string     `json:"chain"`
 	Action   string     `json:"action"` // "allowed" or "denied"
 	Reason   string     `json:"reason,omitempty"`
+	Rules    []string   `json:"rules,omitempty"` // that applied
 	TLS      *tlsRecord `json:"tls"`
 }
 
@@ -80,7 +81,7 @@ func (c *stream) log(why pipeline.Reason) {
 	conn := c.conn
 	ev := event{
 		FlowID: conn.ID, SrcIP: conn.Client.Addr().String(), SrcPort: conn.Client.Port(),
-		DestIP: conn.Server.Addr().String(), DestPort: conn.Server.Port(), Proto: "TCP", Chain: c.s.env.Chain, Action: "allowed", TLS: c.record,
+		DestIP: conn.Server.Addr().String(), DestPort: conn.Server.Port(), Proto: "TCP", Chain: c.s.env.Chain, Action: "allowed", Rules: c.applied, TLS: c.record,
 	}
 	if why != pipeline.ReasonNone {
 		ev.Action, ev.Reason = "denied", why.String()

@@ -8,8 +8,8 @@ import (
 	"penstock/pipeline"
 )
 
-// policy is a Config as it is asked for each hello.
-type policy struct {
+// lists is a Config, but for its rules, as it is asked for each hello.
+type lists struct {
 	denySNI, allowSNI *hostname.Set // nil: no list
 	denyJA4, allowJA4 []string
 	places            []place
@@ -23,8 +23,8 @@ type place struct {
 	dst   []netip.Prefix
 }
 
-func newPolicy(c *Config) policy {
-	p := policy{denyJA4: c.DenyJA4, allowJA4: c.AllowJA4, minVersion: versions[c.MinVersion], denyECH: c.DenyECH}
+func newLists(c *Config) lists {
+	p := lists{denyJA4: c.DenyJA4, allowJA4: c.AllowJA4, minVersion: versions[c.MinVersion], denyECH: c.DenyECH}
 	if len(c.DenySNI) > 0 {
 		p.denySNI = hostname.NewSet(c.DenySNI)
 	}
@@ -42,12 +42,12 @@ func newPolicy(c *Config) policy {
 }
 
 // asksJA4 reports whether fingerprints decide anything.
-func (p *policy) asksJA4() bool { return len(p.denyJA4)+len(p.allowJA4) > 0 }
+func (p *lists) asksJA4() bool { return len(p.denyJA4)+len(p.allowJA4) > 0 }
 
 // judge returns why a hello with this server name ("": none) to this destination
 // is refused, or ReasonNone. ja4 is nil for a second hello: it differs from the
 // first in ways that the server asked for.
-func (p *policy) judge(h *tlshello.ClientHello, name string, dst netip.Addr, ja4 []byte) pipeline.Reason {
+func (p *lists) judge(h *tlshello.ClientHello, name string, dst netip.Addr, ja4 []byte) pipeline.Reason {
 	switch {
 	case p.denySNI != nil && p.denySNI.Match(name), p.allowSNI != nil && !p.allowSNI.Match(name):
 		return reasonSNI
@@ -64,7 +64,7 @@ func (p *policy) judge(h *tlshello.ClientHello, name string, dst netip.Addr, ja4
 }
 
 // placed asks the first entry that has the name.
-func (p *policy) placed(name string, dst netip.Addr) bool {
+func (p *lists) placed(name string, dst netip.Addr) bool {
 	dst = dst.Unmap()
 	for i := range p.places {
 		if !p.places[i].names.Match(name) {

@@ -12,6 +12,8 @@ var (
 	reasonJA4         = pipeline.DefineReason("tls_ja4_denied", "deny_ja4 or allow_ja4 refuse the client's fingerprint")
 	reasonVersion     = pipeline.DefineReason("tls_version_denied", "the client offers, or the server chose, no version from min_version on")
 	reasonECH         = pipeline.DefineReason("tls_ech_denied", "deny_ech is set and the client hides its server name, or pretends to")
+	reasonRule        = pipeline.DefineReason("tls_rule_denied", "one of the rules refuses the hello; the record says which")
+	reasonRuleFailed  = pipeline.DefineReason("tls_rule_failed", "one of the rules could not be evaluated, or cost too much: it refuses then")
 	reasonSNIChanged  = pipeline.DefineReason("tls_sni_changed", "the second ClientHello, after a HelloRetryRequest, names another server")
 	reasonNotTLS      = pipeline.DefineReason("tls_not_tls", "the client's first bytes are no TLS record")
 	reasonSSLv2       = pipeline.DefineReason("tls_sslv2", "an SSLv2-compatible hello, which TLS forbids by now")
@@ -26,7 +28,7 @@ var (
 
 func reasons() []pipeline.Reason {
 	return []pipeline.Reason{
-		reasonSNI, reasonMismatch, reasonJA4, reasonVersion, reasonECH, reasonSNIChanged, reasonNotTLS, reasonSSLv2, reasonBadRecord,
+		reasonSNI, reasonMismatch, reasonJA4, reasonVersion, reasonECH, reasonRule, reasonRuleFailed, reasonSNIChanged, reasonNotTLS, reasonSSLv2, reasonBadRecord,
 		reasonRecords, reasonTooLarge, reasonBadMessage, reasonBadHello, reasonIncomplete, reasonServerHello,
 	}
 }
@@ -55,7 +57,7 @@ func alert(why pipeline.Reason) []byte {
 		return nil
 	case reasonSNI, reasonMismatch:
 		description = alertUnrecognizedName
-	case reasonJA4, reasonECH, reasonSNIChanged:
+	case reasonJA4, reasonECH, reasonRule, reasonRuleFailed, reasonSNIChanged:
 		description = alertAccessDenied
 	case reasonVersion:
 		description = alertProtocolVersion

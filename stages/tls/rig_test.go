@@ -52,13 +52,17 @@ func newRig(t testing.TB, change func(*Config)) *rig {
 	if change != nil {
 		change(&c)
 	}
-	var issues pipeline.Issues
+	issues := pipeline.Issues{Sets: officeSets()}
 	validate(&c, &issues)
 	for _, i := range issues.List {
 		t.Fatalf("%s: %s", i.Path, i.Text)
 	}
 	rec := &recorder{}
-	return &rig{rec: rec, stage: newStage(c, &pipeline.Env{Chain: "tls", Recorder: rec, Counters: &pipeline.CounterSet{}})}
+	s, err := newStage(c, &pipeline.Env{Chain: "tls", Recorder: rec, Counters: &pipeline.CounterSet{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &rig{rec: rec, stage: s}
 }
 
 // conversation plays bytes through a stream the way the tcp stage does: what is

@@ -17,6 +17,9 @@ type stream struct {
 	fed    [2]int  // bytes that are held and that the reader has had
 	hold   [2]bool // bytes wait until they are judged
 
+	facts   facts    // for rules
+	applied []string // rules that did
+
 	logs   bool
 	hellos int    // ClientHellos that were judged good
 	name   string // of the server; "": none
@@ -127,7 +130,7 @@ func (c *stream) clientHello(msg []byte) pipeline.StreamVerdict {
 		if h.ECH || h.ESNI {
 			s.ech.Add(1)
 		}
-		if c.logs || s.policy.asksJA4() {
+		if c.logs || s.policy.asksJA4() || s.rules.Uses("tls.ja4") {
 			s.ja4 = h.AppendJA4(s.ja4[:0])
 			ja4 = s.ja4
 		}
@@ -136,6 +139,9 @@ func (c *stream) clientHello(msg []byte) pipeline.StreamVerdict {
 		}
 	}
 	if why := s.policy.judge(h, name, c.conn.Server.Addr(), ja4); why != pipeline.ReasonNone {
+		return c.deny(why)
+	}
+	if why := c.askRules(h, name); why != pipeline.ReasonNone {
 		return c.deny(why)
 	}
 	c.hellos++

@@ -10,6 +10,7 @@ package tls
 import (
 	_ "embed"
 
+	"penstock/internal/policy"
 	"penstock/internal/tlshello"
 	"penstock/pipeline"
 )
@@ -28,8 +29,9 @@ func Descriptor() pipeline.Descriptor[Config] {
 		Validate:  validate,
 		Holds:     func(Config) string { return "" },
 		Releases:  func(Config) string { return "after the ServerHello" },
+		Describe:  func(c Config) []string { return policy.Describe(ruleVars, c.Rules, c.sets) },
 		Needs:     needs,
-		NewStream: func(c Config, env *pipeline.Env) (pipeline.StreamStage, error) { return newStage(c, env), nil },
+		NewStream: func(c Config, env *pipeline.Env) (pipeline.StreamStage, error) { return newStage(c, env) },
 	}
 }
 
@@ -54,9 +56,10 @@ const (
 type stage struct {
 	cfg      Config
 	env      *pipeline.Env
-	policy   policy
-	restrict bool // the policy refuses anything
-	enforce  bool // what cannot be read is refused
+	policy   lists
+	rules    *policy.Judge[facts] // nil: none
+	restrict bool                 // the policy refuses anything
+	enforce  bool                 // what cannot be read is refused
 	buffers  [][]byte
 
 	// Scratch of one call.
@@ -69,8 +72,12 @@ type stage struct {
 	hellos, answers, retries, ech, denied, released, lost, blind, unanswered *pipeline.Counter
 }
 
-func newStage(c Config, env *pipeline.Env) *stage {
-	s := &stage{cfg: c, env: env, policy: newPolicy(&c), restrict: c.restricts(), enforce: c.denies()}
+func newStage(c Config, env *pipeline.Env) (*stage, error) {
+	s := &stage{cfg: c, env: env, policy: newLists(&c), restrict: c.restricts(), enforce: c.denies()}
+	var err error
+	if s.rules, err = policy.Load(env, ruleVars, c.Rules, c.sets); err != nil {
+		return nil, err
+	}
 	ctr := env.Counters.Counter
 	s.hellos = ctr("client_hellos", "ClientHellos that were understood, second ones included")
 	s.hosts = env.Counters.Top("hosts", "server names that clients ask for")
@@ -82,13 +89,13 @@ func newStage(c Config, env *pipeline.Env) *stage {
 	s.lost = ctr("server_lost", "connections whose server's hello cannot be read")
 	s.blind = ctr("sight_lost", "connections that went on out of sight before their handshake was answered")
 	s.unanswered = ctr("unanswered", "connections that ended after the ClientHello, before a ServerHello")
-	return s
+	return s, nil
 }
 
 // Open implements pipeline.StreamStage.
 func (s *stage) Open(c *pipeline.Conn) pipeline.Stream {
 	logs := s.cfg.Log && s.env.Recorder.Enabled("tls")
-	if c.Midstream || !logs && !s.enforce && !s.restrict {
+	if c.Midstream || !logs && !s.enforce && !s.restrict && s.rules == nil {
 		return nil // of a connection that was open before, the hello has passed
 	}
 	// Who does not terminate cannot acknowledge what it holds, and a client with

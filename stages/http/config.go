@@ -1,7 +1,10 @@
 package http
 
 import (
+	"net/netip"
+
 	"penstock/internal/hostname"
+	rules "penstock/internal/policy"
 	"penstock/internal/units"
 	"penstock/pipeline"
 )
@@ -22,6 +25,8 @@ type Config struct {
 	AllowPaths []string `toml:"allow_paths"`
 	// Headers that are refused: "Name", or "Name: pattern".
 	DenyHeaders []string `toml:"deny_headers"`
+	// Rules with expressions, asked in order after the lists.
+	Rules []rules.Rule `toml:"rules"`
 	// What a refused client sees: "403", a response, "reset", or "auto": a
 	// response where the connection is terminated anyway, else a reset.
 	Deny string `toml:"deny"`
@@ -37,6 +42,8 @@ type Config struct {
 	MaxPipelined int `toml:"max_pipelined"`
 	// Whether requests are recorded, as events "http".
 	Log bool `toml:"log"`
+
+	sets map[string][]netip.Prefix // that rules use
 }
 
 func defaults() Config {
@@ -58,6 +65,7 @@ func validate(c *Config, issues *pipeline.Issues) {
 		issues.Add("max_head", `want a size from "256B" to "1MiB", got %q`, c.MaxHead)
 	}
 	validateLists(c, issues)
+	c.sets = rules.Check(ruleVars(c), c.Rules, "rules", issues)
 	if c.MaxHeaders < 1 || c.MaxHeaders > 10000 {
 		issues.Add("max_headers", "want a number from 1 to 10000, got %d", c.MaxHeaders)
 	}
@@ -73,7 +81,7 @@ func (c *Config) enforces() bool {
 
 // refuses reports whether there are lists.
 func (c *Config) refuses() bool {
-	return len(c.DenyHosts)+len(c.AllowHosts)+len(c.DenyMethods)+len(c.AllowMethods)+len(c.DenyPaths)+len(c.AllowPaths)+len(c.DenyHeaders) > 0
+	return len(c.DenyHosts)+len(c.AllowHosts)+len(c.DenyMethods)+len(c.AllowMethods)+len(c.DenyPaths)+len(c.AllowPaths)+len(c.DenyHeaders) > 0 || rules.Refuse(c.Rules)
 }
 
 // needs says what the stage does with connections, and why.

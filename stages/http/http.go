@@ -11,6 +11,7 @@ import (
 	_ "embed"
 
 	"penstock/internal/http1"
+	rules "penstock/internal/policy"
 	"penstock/pipeline"
 )
 
@@ -27,9 +28,10 @@ func Descriptor() pipeline.Descriptor[Config] {
 		Default:   defaults,
 		Validate:  validate,
 		Needs:     func(c Config) (pipeline.Need, string) { return c.needs() },
+		Describe:  func(c Config) []string { return rules.Describe(ruleVars(&c), c.Rules, c.sets) },
 		Holds:     func(Config) string { return "" },
 		Releases:  func(Config) string { return "when a connection is no HTTP/1 or becomes another protocol, else never" },
-		NewStream: func(c Config, env *pipeline.Env) (pipeline.StreamStage, error) { return newStage(c, env), nil },
+		NewStream: func(c Config, env *pipeline.Env) (pipeline.StreamStage, error) { return newStage(c, env) },
 	}
 }
 
@@ -38,6 +40,7 @@ type stage struct {
 	env           *pipeline.Env
 	enforce       bool
 	policy        *policy
+	rules         *rules.Judge[facts] // nil: none
 	recorder      pipeline.Recorder
 	requests      *pipeline.Counter
 	responses     *pipeline.Counter
@@ -50,8 +53,15 @@ type stage struct {
 	hosts         *pipeline.Top
 }
 
-func newStage(c Config, env *pipeline.Env) *stage {
+func newStage(c Config, env *pipeline.Env) (*stage, error) {
 	s := &stage{cfg: c, env: env, enforce: c.enforces(), policy: newPolicy(&c), recorder: env.Recorder}
+	var err error
+	if s.rules, err = rules.Load(env, ruleVars(&c), c.Rules, c.sets); err != nil {
+		return nil, err
+	}
+	if s.rules.Uses("http.headers") {
+		s.policy.keepFields()
+	}
 	ctr := env.Counters.Counter
 	s.requests = ctr("requests", "request heads that were understood")
 	s.hosts = env.Counters.Top("hosts", "hosts of requests")
@@ -66,7 +76,7 @@ func newStage(c Config, env *pipeline.Env) *stage {
 			s.statusClasses[i] = ctr(name, "responses with such a status")
 		}
 	}
-	return s
+	return s, nil
 }
 
 // Open implements pipeline.StreamStage.
@@ -186,7 +196,7 @@ func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVe
 		c.s.hosts.Observe(h.Host)
 		e := &exchange{start: now, method: h.Method, target: h.Target, host: h.Host, minor: h.Minor, userAgent: h.UserAgent,
 			upgrade: h.Upgrade, requestBytes: uint64(end)}
-		if why := c.s.policy.judge(&h); why != pipeline.ReasonNone {
+		if why := c.judge(&h, e); why != pipeline.ReasonNone {
 			if !byPolicy(why) && !c.s.enforce {
 				return c.badRequest(b, pass, e, why, now)
 			}

@@ -39,7 +39,16 @@ func newRig(change func(*Config)) *rig {
 		change(&c)
 	}
 	rec := &recorder{}
-	return &rig{rec: rec, stage: newStage(c, &pipeline.Env{Chain: "web", Recorder: rec, Counters: &pipeline.CounterSet{}})}
+	issues := pipeline.Issues{Sets: map[string][]netip.Prefix{"office": {netip.MustParsePrefix("10.0.0.0/16")}}}
+	validate(&c, &issues)
+	for _, i := range issues.List {
+		panic(i.Path + ": " + i.Text)
+	}
+	s, err := newStage(c, &pipeline.Env{Chain: "web", Recorder: rec, Counters: &pipeline.CounterSet{}})
+	if err != nil {
+		panic(err)
+	}
+	return &rig{rec: rec, stage: s}
 }
 
 // conversation plays bytes through a stream the way the tcp stage does: what is

@@ -17,6 +17,7 @@ type exchange struct {
 	requestBytes           uint64
 	responseBytes          uint64
 	denied                 pipeline.Reason
+	rules                  []string        // that applied
 	lost                   pipeline.Reason // why the rest could not be seen
 }
 
@@ -32,6 +33,7 @@ type event struct {
 	Chain    string     `json:"chain"`
 	Action   string     `json:"action"` // "allowed" or "denied"
 	Reason   string     `json:"reason,omitempty"`
+	Rules    []string   `json:"rules,omitempty"`  // that applied
 	Unseen   string     `json:"unseen,omitempty"` // why the record ends before the exchange does
 	HTTP     httpRecord `json:"http"`
 }
@@ -57,7 +59,7 @@ func (s *stage) log(c *pipeline.Conn, e *exchange) {
 	}
 	ev := event{
 		FlowID: c.ID, SrcIP: c.Client.Addr().String(), SrcPort: c.Client.Port(),
-		DestIP: c.Server.Addr().String(), DestPort: c.Server.Port(), Proto: "TCP", Chain: s.env.Chain, Action: "allowed",
+		DestIP: c.Server.Addr().String(), DestPort: c.Server.Port(), Proto: "TCP", Chain: s.env.Chain, Action: "allowed", Rules: e.rules,
 		HTTP: httpRecord{
 			Hostname: e.host, URL: e.target, UserAgent: e.userAgent, ContentType: e.contentType, Method: e.method, Status: e.status,
 			RequestBytes: e.requestBytes, Length: e.responseBytes, Duration: seconds(e.end - e.start), ConnectionAge: seconds(e.start - c.Start),
@@ -84,7 +86,7 @@ func seconds(ns int64) float64 { return float64(ns) / 1e9 }
 func denial(why pipeline.Reason) (reply []byte, status int) {
 	status, phrase := 400, "Bad Request"
 	switch why {
-	case reasonHost, reasonMethod, reasonPath, reasonField:
+	case reasonHost, reasonMethod, reasonPath, reasonField, reasonRule, reasonRuleFailed:
 		status, phrase = 403, "Forbidden"
 	case reasonHeadSize, reasonFields:
 		status, phrase = 431, "Request Header Fields Too Large"

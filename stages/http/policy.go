@@ -18,13 +18,15 @@ type policy struct {
 	denyPaths, allowPaths     []string
 	fields                    []fieldRule
 	rules                     http1.Rules
-	denied                    bool // of the head that is being parsed: a rule refuses a header
+	denied                    bool      // of the head that is being parsed: a rule refuses a header
+	kept                      fieldList // of that head, if rules want headers
 }
 
 // request is a head that was understood.
 type request struct {
 	http1.Head
-	fieldDenied bool // a rule refuses a header
+	fieldDenied bool      // a rule refuses a header
+	fields      fieldList // for rules; they lie in the head
 }
 
 // fieldRule refuses headers of a name, and a value if there is a pattern.
@@ -53,9 +55,20 @@ func newPolicy(c *Config) *policy {
 // parse reads a complete request head. A reason other than ReasonNone says why
 // it is refused.
 func (p *policy) parse(b []byte) (request, pipeline.Reason) {
-	p.denied = false
+	p.denied, p.kept = false, p.kept[:0]
 	h, bad := http1.ParseRequest(b, &p.rules)
-	return request{h, p.denied}, faultReasons[bad]
+	return request{h, p.denied, p.kept}, faultReasons[bad]
+}
+
+// keepFields makes parse keep the headers.
+func (p *policy) keepFields() {
+	judge := p.rules.Field
+	p.rules.Field = func(name, value []byte) {
+		p.kept = append(p.kept, field{name, value})
+		if judge != nil {
+			judge(name, value)
+		}
+	}
 }
 
 func parseFieldRule(s string) fieldRule {

@@ -7,10 +7,12 @@ import (
 
 // Why a connection ends at this stage.
 var (
-	reasonHost   = pipeline.DefineReason("http_host_denied", "deny_hosts or allow_hosts refuse the request's host")
-	reasonMethod = pipeline.DefineReason("http_method_denied", "deny_methods or allow_methods refuse the request's method")
-	reasonPath   = pipeline.DefineReason("http_path_denied", "deny_paths or allow_paths refuse the request's path")
-	reasonField  = pipeline.DefineReason("http_header_denied", "deny_headers refuses a header of the request")
+	reasonHost       = pipeline.DefineReason("http_host_denied", "deny_hosts or allow_hosts refuse the request's host")
+	reasonMethod     = pipeline.DefineReason("http_method_denied", "deny_methods or allow_methods refuse the request's method")
+	reasonPath       = pipeline.DefineReason("http_path_denied", "deny_paths or allow_paths refuse the request's path")
+	reasonField      = pipeline.DefineReason("http_header_denied", "deny_headers refuses a header of the request")
+	reasonRule       = pipeline.DefineReason("http_rule_denied", "one of the rules refuses the request; the record says which")
+	reasonRuleFailed = pipeline.DefineReason("http_rule_failed", "one of the rules could not be evaluated, or cost too much: it refuses then")
 
 	reasonNotHTTP   = pipeline.DefineReason("http_not_http", "the client's first bytes are no HTTP/1.x request")
 	reasonBadHead   = pipeline.DefineReason("http_bad_request", "a request line that no two HTTP parsers need agree on")
@@ -31,7 +33,7 @@ var (
 
 func reasons() []pipeline.Reason {
 	return []pipeline.Reason{
-		reasonHost, reasonMethod, reasonPath, reasonField,
+		reasonHost, reasonMethod, reasonPath, reasonField, reasonRule, reasonRuleFailed,
 		reasonNotHTTP, reasonBadHead, reasonBadLine, reasonBadField, reasonBadHost, reasonBadPath,
 		reasonSmuggle, reasonLengths, reasonLength, reasonCoding, reasonChunk, reasonH2C,
 		reasonHeadSize, reasonFields, reasonPipelined,
@@ -41,7 +43,7 @@ func reasons() []pipeline.Reason {
 // byPolicy reports whether a list of the configuration refuses the request, not
 // its form.
 func byPolicy(r pipeline.Reason) bool {
-	return r == reasonHost || r == reasonMethod || r == reasonPath || r == reasonField
+	return r == reasonHost || r == reasonMethod || r == reasonPath || r == reasonField || r == reasonRule || r == reasonRuleFailed
 }
 
 // faultReasons are the reasons of what cannot be read.

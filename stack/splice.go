@@ -36,6 +36,8 @@ type spliced struct {
 	start int64           // when it was spliced
 	asked int64           // when XDP was asked last to take it
 	taken bool            // and has: what comes up is what XDP does not translate
+	// joining: XDP has not answered yet.
+	joining bool
 	// owed says, by leg, that its end has to hear of an acknowledgment or of an
 	// open window: once XDP has the flow, or what it then sends would be overtaken.
 	owed  [2]bool
@@ -120,7 +122,7 @@ func (s *Stack) trySplice(f *flow, l *leg, p *pipeline.Packet, t wire.TCP, now i
 	if p != nil && t.Flags()&wire.FlagACK != 0 {
 		l.window = t.Window()
 	}
-	y := &spliced{start: now, rules: f.rules()}
+	y := &spliced{start: now, rules: f.rules(), joining: true}
 	for i, l := range [...]*leg{&f.client, &f.server} {
 		y.owed[i] = l.capped() || int32(l.rcvMax-l.ackSent) > 0
 	}
@@ -173,7 +175,7 @@ func (s *Stack) install(f *flow, now int64) {
 	y := f.splice
 	y.asked = now
 	s.env.Splicer.Splice(pipeline.Splice{Flow: f.conn.Flow, Rules: &y.rules, Done: func(taken bool) {
-		y.taken = taken
+		y.taken, y.joining = taken, false
 		if taken {
 			s.n.spliceTaken.Add(1)
 		} else {
@@ -185,9 +187,15 @@ func (s *Stack) install(f *flow, now int64) {
 	}})
 }
 
-// payOwed tells the ends of a spliced flow what nobody else would tell them.
+// payOwed tells the ends of a spliced flow what nobody else would tell them. Not
+// before XDP has answered, though the flow may have other events: an end whose window is
+// opened sends a burst, and of one that begins in user space and goes on in XDP the
+// first part is overtaken by the rest, which looks like a loss.
 func (s *Stack) payOwed(f *flow) {
 	y := f.splice
+	if y.joining {
+		return
+	}
 	for i, l := range [...]*leg{&f.client, &f.server} {
 		if !y.owed[i] {
 			continue

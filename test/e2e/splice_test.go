@@ -153,10 +153,11 @@ func TestSpliceChurn(t *testing.T) {
 }
 
 // TestSpliceWithoutDaemon: connections that are spliced go on while the daemon is
-// stopped, killed, and replaced.
+// stopped, killed, and replaced, and each of them ends in order: half of them while
+// there is no daemon.
 func TestSpliceWithoutDaemon(t *testing.T) {
 	t.Parallel()
-	const conns = 200
+	const conns = 1000
 	r := newRig(t, lab.InlineOptions{})
 	r.config("open", "", spliceChain)
 	r.tcpServer(7000)
@@ -179,14 +180,30 @@ func TestSpliceWithoutDaemon(t *testing.T) {
 		}
 		return nil
 	})
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var wg sync.WaitGroup
-	var bytes atomic.Int64
+	var stop [2]chan struct{} // of each half
+	var halves [2]sync.WaitGroup
+	for i := range stop {
+		stop[i] = make(chan struct{})
+	}
+	var bytes, finished atomic.Int64
 	for i, c := range open {
-		wg.Go(func() {
-			for n := 0; ctx.Err() == nil; n++ {
-				_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		halves[i/2%2].Go(func() {
+			for n := 0; ; n++ {
+				_ = c.SetDeadline(time.Now().Add(40 * time.Second))
+				select {
+				case <-stop[i/2%2]:
+					// Half-closed, and then the server's end.
+					if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+						t.Errorf("connection %d: %v", i, err)
+					}
+					if rest, err := io.ReadAll(c); err != nil || len(rest) > 0 {
+						t.Errorf("connection %d: %d bytes before the end, %v", i, len(rest), err)
+						return
+					}
+					finished.Add(1)
+					return
+				default:
+				}
 				msg := make([]byte, 1+(i*7919+n*104729)%20000)
 				if _, err := io.ReadFull(traffic.NewPattern(uint64(i*1000+n)), msg); err != nil {
 					t.Error(err)
@@ -217,13 +234,22 @@ func TestSpliceWithoutDaemon(t *testing.T) {
 	crosses("while it is stopped")
 	a.kill()
 	crosses("after kill -9")
+	close(stop[0])
+	halves[0].Wait()
+	if n := finished.Load(); n != conns/2 {
+		t.Errorf("%d of %d connections finished without a daemon", n, conns/2)
+	}
 	a = r.start()
 	crosses("with a new daemon")
-	if n := a.status().Flows.Offloaded; n < conns {
-		t.Errorf("the new daemon knows of %d offloaded flows, want %d", n, conns)
+	if n := a.status().Flows.Offloaded; n < conns/2 {
+		t.Errorf("the new daemon knows of %d offloaded flows, want %d", n, conns/2)
 	}
-	cancel()
-	wg.Wait()
+	close(stop[1])
+	halves[1].Wait()
+	if n := finished.Load(); n != conns {
+		t.Errorf("%d of %d connections finished", n, conns)
+	}
+	t.Logf("%d connections finished, %d MB crossed", finished.Load(), bytes.Load()>>20)
 	a.stop()
 }
 

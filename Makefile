@@ -6,7 +6,7 @@ PKGS    := ./...
 # Never from the cache: the end-to-end tests run a binary that it does not know of.
 GOTEST  := $(GO) test -p 2 -count 1
 
-.PHONY: help build demo test check unit race bench fuzz generate packages clean
+.PHONY: help build demo test test-vm check unit race bench fuzz generate packages clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,7 @@ demo: build ## build and run the demo: client, appliance and server in namespace
 
 test: packages check ## everything: formatting, vet, staticcheck, unit, replay, privileged and end-to-end tests
 	$(GOTEST) -timeout 12m $(PKGS)
+	PENSTOCK_VM=1 $(GOTEST) -v -timeout 9m -run 'TestZeroCopy$$/^zero-copy$$' ./test/vm
 
 check: ## formatting, vet and staticcheck
 	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "not gofmt-ed:"; echo "$$out"; exit 1; fi
@@ -27,6 +28,9 @@ check: ## formatting, vet and staticcheck
 
 race: ## the packages with threads of their own, under the race detector
 	$(GOTEST) -race -timeout 12m ./pipeline/... ./xsk/... ./stack/... ./stages/... ./internal/...
+
+test-vm: ## zero-copy on a virtual NIC, and old and new kernels (root; QEMU and kernels by apt-get download); VM="-run TestKernels" and other flags
+	PENSTOCK_VM=1 $(GO) test -count 1 -v -timeout 25m ./test/vm $(VM)
 
 bench: build ## Penstock and its peers side by side, in one run (root); BENCH="-quick" and other flags
 	@./test/packages.sh bench

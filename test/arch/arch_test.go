@@ -125,8 +125,10 @@ var allowed = map[string][]string{
 		"pipeline", "pipeline/afxdp", "pipeline/fault", "xsk", "bpf", "pcap", "pcap/closedloop", "stages", "configs", "internal/config", "internal/control", "internal/doctor", "internal/gate",
 		"internal/record", "internal/route", "internal/lab", "internal/lab/traffic", "internal/units", "internal/wire",
 	},
-	"test/arch": {},
-	"test/e2e":  {},
+	"test/arch":     {},
+	"test/e2e":      {},
+	"test/vm":       {},
+	"test/vm/guest": {"pcap"},
 }
 
 // onlyIn says which packages alone may import a library in production code, and

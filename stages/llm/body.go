@@ -248,11 +248,16 @@ func (r *bodyReader) end(whole bool, now int64) {
 	r.release()
 }
 
+// whole reports whether one JSON text is complete: a server may act on it before
+// the body has ended.
+func (r *bodyReader) whole() bool { return r.format == formatJSON && r.scan.state == done }
+
 // fail gives up on the body; release is due.
 func (r *bodyReader) fail(why unread) {
 	if r.e.unread == readAll {
 		r.e.unread = why
 	}
+	r.e.requestUnread = r.e.requestUnread || !r.reply
 	r.s.n.unread[r.e.unread].Add(1)
 	r.format = formatNone
 }

@@ -2,10 +2,12 @@ package llm
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
 
+	"penstock/internal/policy"
 	"penstock/internal/units"
 	"penstock/pipeline"
 )
@@ -14,6 +16,8 @@ import (
 type Config struct {
 	// Where which dialect is spoken, beside the paths that are known.
 	Endpoints []Endpoint `toml:"endpoints"`
+	// Rules with expressions, asked in order about each request.
+	Rules []policy.Rule `toml:"rules"`
 	// Who asks: "credential", a keyed hash of it, or "off".
 	Identity string `toml:"identity"`
 	// A file with the key of that hash. Without one, a new key is made at each
@@ -31,6 +35,8 @@ type Config struct {
 	MaxModels int `toml:"max_models"`
 	// Whether requests are recorded, as events "llm".
 	Log bool `toml:"log"`
+
+	sets map[string][]netip.Prefix // that rules use
 }
 
 // Endpoint is a path and what is spoken there.
@@ -52,6 +58,7 @@ func validate(c *Config, issues *pipeline.Issues) {
 			issues.Add(fmt.Sprintf("endpoints[%d].dialect", i), "want one of %s, got %q", strings.Join(quoted(dialectNames()), ", "), e.Dialect)
 		}
 	}
+	c.sets = policy.Check(ruleVars(c), c.Rules, "rules", issues)
 	if c.Identity != "credential" && c.Identity != "off" {
 		issues.Add("identity", `want "credential" or "off", got %q`, c.Identity)
 	}
@@ -77,6 +84,14 @@ func validate(c *Config, issues *pipeline.Issues) {
 	if c.MaxModels < 1 || c.MaxModels > 10000 {
 		issues.Add("max_models", "want a number from 1 to 10000, got %d", c.MaxModels)
 	}
+}
+
+// needs says what the stage does with connections, and why.
+func (c *Config) needs() (pipeline.Need, string) {
+	if policy.Refuse(c.Rules) {
+		return pipeline.NeedDeny, "refuses requests"
+	}
+	return pipeline.NeedObserve, "only watches"
 }
 
 func quoted(names []string) (list []string) {

@@ -19,6 +19,8 @@ type exchange struct {
 	model         string // that was asked for
 	stream        bool   // was asked for
 	streamSaid    bool
+	modelSaid     bool
+	again         bool // it says the model, or whether to stream, twice: servers may differ on which counts
 	includeUsage  bool
 	answeredModel string
 	streamed      bool // is what came
@@ -39,15 +41,19 @@ type exchange struct {
 	events uint64
 	broken uint64 // events that are no JSON
 
-	finish     string
-	fromStatus bool // finish is only a status
-	errorType  string
-	errorCode  string
-	failed     bool            // the answer says that it is an error
-	terminal   bool            // the dialect's last event has come
-	whole      bool            // the response came to its end
-	unread     unread          // why it could not be read
-	unseen     pipeline.Reason // why it could not be seen
+	finish        string
+	fromStatus    bool // finish is only a status
+	errorType     string
+	errorCode     string
+	failed        bool            // the answer says that it is an error
+	terminal      bool            // the dialect's last event has come
+	whole         bool            // the response came to its end
+	unread        unread          // why it could not be read
+	requestUnread bool            // it was the request
+	unseen        pipeline.Reason // why it could not be seen
+	judged        bool            // by the rules
+	rules         []string        // that applied
+	denied        pipeline.Reason
 
 	// Of the event that is being read.
 	content bool
@@ -115,6 +121,7 @@ const maxCount = 1 << 40
 func (e *exchange) value(f field, k kind, text []byte, size int) {
 	switch f {
 	case fieldModel:
+		e.again, e.modelSaid = e.again || e.modelSaid, true
 		if k == isString {
 			e.model = keepString(e.model, text)
 		}
@@ -123,6 +130,7 @@ func (e *exchange) value(f field, k kind, text []byte, size int) {
 			e.answeredModel = keepString(e.answeredModel, text)
 		}
 	case fieldStream:
+		e.again = e.again || e.streamSaid
 		e.stream, e.streamSaid = k == isTrue, k == isTrue || k == isFalse
 	case fieldIncludeUsage:
 		e.includeUsage = k == isTrue

@@ -1,7 +1,7 @@
 // Package llm is the stream stage that watches requests to language models:
 // which model, how many tokens, how fast, how it ended. It knows the dialects of
 // OpenAI, Anthropic and Ollama over HTTP/1, reads bodies as they pass without
-// keeping them, and changes, holds and refuses nothing.
+// keeping them, and changes nothing. It refuses requests only by rules.
 //
 // Its one trap: the numbers of tokens are what the server says. Nobody counts
 // here, and where a server says nothing there is no number.
@@ -16,6 +16,7 @@ import (
 	"hash"
 
 	"penstock/internal/http1"
+	"penstock/internal/policy"
 	"penstock/pipeline"
 )
 
@@ -28,9 +29,11 @@ func Descriptor() pipeline.Descriptor[Config] {
 		Kind:      "llm",
 		Summary:   "watches requests to language models: model, tokens, times, how they end",
 		README:    readme,
+		Reasons:   reasons(),
 		Default:   defaults,
 		Validate:  validate,
-		Needs:     func(Config) (pipeline.Need, string) { return pipeline.NeedObserve, "only watches" },
+		Needs:     func(c Config) (pipeline.Need, string) { return c.needs() },
+		Describe:  func(c Config) []string { return policy.Describe(ruleVars(&c), c.Rules, c.sets) },
 		Holds:     func(Config) string { return "follows requests to the end of their connection" },
 		NewStream: func(c Config, env *pipeline.Env) (pipeline.StreamStage, error) { return newStage(c, env) },
 	}
@@ -53,6 +56,8 @@ type stage struct {
 	endpoints []endpoint
 	n         counters
 	metrics   metrics
+	rules     *policy.Judge[facts] // nil: none
+	refuses   bool                 // rules may
 	logs      bool
 	mac       hash.Hash // nil: identity is off
 
@@ -71,6 +76,11 @@ type stage struct {
 func newStage(c Config, env *pipeline.Env) (*stage, error) {
 	s := &stage{cfg: c, env: env, endpoints: c.endpointList(), n: newCounters(env.Counters), logs: c.Log && env.Recorder.Enabled("llm")}
 	s.metrics = newMetrics(env, c.MaxModels)
+	var err error
+	if s.rules, err = policy.Load(env, ruleVars(&c), c.Rules, c.sets); err != nil {
+		return nil, err
+	}
+	s.refuses = policy.Refuse(c.Rules)
 	if c.Identity == "credential" {
 		key, err := identityKey(&c, env.Shared)
 		if err != nil {
@@ -78,7 +88,7 @@ func newStage(c Config, env *pipeline.Env) (*stage, error) {
 		}
 		s.mac = hmac.New(sha256.New, key)
 	}
-	s.requestRules = http1.Rules{MaxFields: 1000, Field: s.requestField}
+	s.requestRules = http1.Rules{MaxFields: 1000, Field: s.requestField, RefuseH2C: s.refuses}
 	s.responseRules = http1.Rules{MaxFields: 1000, Field: s.responseField}
 	return s, nil
 }

@@ -11,6 +11,9 @@ type event struct {
 	DestPort uint16    `json:"dest_port"`
 	Proto    string    `json:"proto"`
 	Chain    string    `json:"chain"`
+	Action   string    `json:"action,omitempty"` // "allowed" or "denied"; absent: there are no rules
+	Reason   string    `json:"reason,omitempty"`
+	Rules    []string  `json:"rules,omitempty"` // that applied
 	LLM      llmRecord `json:"llm"`
 }
 
@@ -92,7 +95,7 @@ func (s *stage) settle(c *pipeline.Conn, e *exchange) {
 		Cut: !e.whole && e.unseen == pipeline.ReasonNone && e.unread != unreadHTTP, Unread: unreadNames[e.unread].name, Malformed: e.broken,
 	}
 	if e.status == 0 {
-		r.Stream = e.stream || !e.streamSaid && (e.dialect == ollamaChat || e.dialect == ollamaGenerate)
+		r.Stream = e.wantsStream()
 	}
 	if e.known[countInput] || e.known[countOutput] {
 		total := e.counts[countInput] + e.counts[countOutput]
@@ -110,10 +113,17 @@ func (s *stage) settle(c *pipeline.Conn, e *exchange) {
 	if e.unseen != pipeline.ReasonNone {
 		r.Unseen = e.unseen.String()
 	}
-	s.env.Recorder.Record("llm", event{
+	ev := event{
 		FlowID: c.ID, SrcIP: c.Client.Addr().String(), SrcPort: c.Client.Port(),
-		DestIP: c.Server.Addr().String(), DestPort: c.Server.Port(), Proto: "TCP", Chain: s.env.Chain, LLM: r,
-	})
+		DestIP: c.Server.Addr().String(), DestPort: c.Server.Port(), Proto: "TCP", Chain: s.env.Chain, Rules: e.rules, LLM: r,
+	}
+	if s.rules != nil {
+		ev.Action = "allowed"
+	}
+	if e.denied != pipeline.ReasonNone {
+		ev.Action, ev.Reason = "denied", e.denied.String()
+	}
+	s.env.Recorder.Record("llm", ev)
 }
 
 // count returns a figure that the server has given, nil if it has not.

@@ -9,10 +9,10 @@ import (
 
 // counters are what the stage counts beside its histograms.
 type counters struct {
-	requests, streamed, other, released, switched, broken, streamErrors, noUsageAsked *pipeline.Counter
-	input, output, cached, reasoning, chunks                                          *pipeline.Counter
-	usage                                                                             map[string]*pipeline.Counter
-	unread                                                                            [numUnread]*pipeline.Counter
+	requests, streamed, other, denied, released, switched, broken, streamErrors, noUsageAsked *pipeline.Counter
+	input, output, cached, reasoning, chunks                                                  *pipeline.Counter
+	usage                                                                                     map[string]*pipeline.Counter
+	unread                                                                                    [numUnread]*pipeline.Counter
 }
 
 func newCounters(set *pipeline.CounterSet) (n counters) {
@@ -20,6 +20,7 @@ func newCounters(set *pipeline.CounterSet) (n counters) {
 	n.requests = ctr("requests", "requests to language models that have ended")
 	n.streamed = ctr("streamed", "of those, answered with a stream of events")
 	n.other = ctr("other", "requests on the same connections that are for no language model")
+	n.denied = ctr("denied", "connections that were refused by rules")
 	n.released = ctr("released", "connections let go of because they are no HTTP/1")
 	n.switched = ctr("switched", "connections that went on with another protocol (CONNECT, Upgrade)")
 	n.broken = ctr("malformed_events", "events of streams that are no JSON")

@@ -39,6 +39,13 @@ func newRig(t testing.TB, change func(*Config)) *rig {
 	if change != nil {
 		change(&c)
 	}
+	if len(c.Rules) > 0 {
+		issues := pipeline.Issues{Sets: map[string][]netip.Prefix{"office": {netip.MustParsePrefix("10.0.0.0/16")}}}
+		validate(&c, &issues)
+		for _, i := range issues.List {
+			t.Fatalf("%s: %s", i.Path, i.Text)
+		}
+	}
 	r := &rig{rec: &recorder{}, counters: &pipeline.CounterSet{}, now: 1e9}
 	var err error
 	r.stage, err = newStage(c, &pipeline.Env{Chain: "llm", Recorder: r.rec, Counters: r.counters, Shared: &pipeline.Shared{}})

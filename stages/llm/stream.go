@@ -18,6 +18,7 @@ type stream struct {
 	current   *exchange   // the request whose body is passing
 	seen      bool        // a request has been understood
 	over      bool        // nothing more is looked at
+	denied    pipeline.Reason
 }
 
 // message is where one direction stands.
@@ -32,6 +33,7 @@ type message struct {
 func (m *message) read(s *stage, e *exchange, encoding, contentType string, reply bool) {
 	if m.reader = s.bodyReader(); m.reader == nil {
 		e.unread = unreadMemory
+		e.requestUnread = e.requestUnread || !reply
 		s.n.unread[unreadMemory].Add(1)
 		return
 	}
@@ -63,11 +65,19 @@ func (c *stream) Data(d pipeline.Direction, b []byte, now int64) (int, pipeline.
 	n := len(b)
 	if d == pipeline.ToServer {
 		for len(b) > 0 && !c.over {
-			b = b[c.request(b, now):]
+			k := c.request(b, now)
+			if c.denied != pipeline.ReasonNone {
+				return n - len(b), c.deny(now)
+			}
+			b = b[k:]
 		}
 	} else {
 		for len(b) > 0 && !c.over {
-			b = b[c.response(b, now):]
+			k := c.response(b, now)
+			if c.denied != pipeline.ReasonNone {
+				return n - len(b), c.deny(now)
+			}
+			b = b[k:]
 		}
 	}
 	if c.over {
@@ -112,6 +122,12 @@ func (c *stream) end(now int64) {
 
 // giveUp is the end of what can be followed of a connection.
 func (c *stream) giveUp(why unread, now int64) {
+	if c.s.refuses {
+		c.denied = reasonLost // what follows could be anything
+		if c.req.inBody {
+			c.current.denied = reasonLost
+		}
+	}
 	if c.seen || why != unreadHTTP {
 		c.s.n.unread[why].Add(1)
 	} else {
@@ -135,9 +151,15 @@ func (c *stream) request(b []byte, now int64) (n int) {
 		m.feed(content, now)
 		if !ok {
 			c.giveUp(unreadHTTP, now)
-		} else if done {
+			return n
+		}
+		whole := m.reader != nil && m.reader.whole()
+		if done {
 			m.endBody(c.s, true, now)
 			e.asked = now
+		}
+		if done || whole || e.requestUnread {
+			c.judge(e)
 		}
 		return n
 	}
@@ -195,6 +217,7 @@ func (c *stream) request(b []byte, now int64) (n int) {
 	switch {
 	case !m.inBody:
 		e.asked = now
+		c.judge(e)
 	case e.dialect != noDialect:
 		m.read(s, e, s.encoding, "", false)
 	}

@@ -83,3 +83,25 @@ func TestTransfer(t *testing.T) {
 		})
 	}
 }
+
+// TestPortIsNotReserved: an open connection takes nothing in netstack's books of
+// ports, which would be more than its flow does.
+func TestPortIsNotReserved(t *testing.T) {
+	b := newBed(t, bedOptions{})
+	for _, tc := range []struct{ client, server netip.Addr }{{client4, server4}, {client6, server6}} {
+		to := addr(tc.server, 80)
+		served := serveOnce(b.server.listen(t, to), func(c net.Conn) { io.Copy(io.Discard, c) })
+		from := addr(tc.client, 4000)
+		c, err := b.client.dial(from, to, dialTime)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.stage.Reserved(from) {
+			t.Errorf("port of %v is reserved", from)
+		}
+		c.Close()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -6,6 +6,9 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/ports"
 	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
@@ -210,6 +213,19 @@ func (s *Stack) newFlow(p *pipeline.Packet, t wire.TCP, offered synOptions, now 
 	return f
 }
 
+// dialFlags are what netstack notes of a port that is bound with
+// SetReuseAddress.
+var dialFlags = ports.Flags{TupleOnly: true}
+
+var networks4, networks6 = []tcpip.NetworkProtocolNumber{ipv4.ProtocolNumber}, []tcpip.NetworkProtocolNumber{ipv6.ProtocolNumber}
+
+func networks(v6 bool) []tcpip.NetworkProtocolNumber {
+	if v6 {
+		return networks6
+	}
+	return networks4
+}
+
 // dial opens the connection to the server under the client's name. The SYN
 // leaves at the end of the turn.
 func (s *Stack) dial(f *flow) tcpip.Error {
@@ -227,6 +243,13 @@ func (s *Stack) dial(f *flow) tcpip.Error {
 	if err := ep.Bind(tcpip.FullAddress{NIC: nicID, Addr: l.id.LocalAddress, Port: l.id.LocalPort}); err != nil {
 		return err
 	}
+	// The reservation keeps nobody out, as every server may be dialled from the
+	// port, and its maps take 1.5 KB: what finds endpoints is both ends' names.
+	// Netstack releases it once more in the end, which is nothing then.
+	s.net.ReleasePort(ports.Reservation{
+		Networks: networks(f.conn.Flow.V6), Transport: tcp.ProtocolNumber,
+		Addr: l.id.LocalAddress, Port: l.id.LocalPort, Flags: dialFlags,
+	})
 	err = ep.Connect(tcpip.FullAddress{NIC: nicID, Addr: l.id.RemoteAddress, Port: l.id.RemotePort})
 	if _, started := err.(*tcpip.ErrConnectStarted); err != nil && !started {
 		return err

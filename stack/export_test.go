@@ -1,6 +1,13 @@
 package stack
 
-import "fmt"
+import (
+	"fmt"
+	"net/netip"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/ports"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+)
 
 // Describe says what is known of each connection, for tests that fail.
 func (s *Stack) Describe() (out []string) {
@@ -23,6 +30,19 @@ func (s *Stack) Describe() (out []string) {
 
 // Endpoints returns how many endpoints netstack knows.
 func (s *Stack) Endpoints() int { return len(s.net.RegisteredEndpoints()) }
+
+// Reserved reports whether netstack keeps the port of an address.
+func (s *Stack) Reserved(a netip.AddrPort) bool {
+	res := ports.Reservation{
+		Networks: networks(a.Addr().Is6()), Transport: tcp.ProtocolNumber,
+		Addr: tcpip.AddrFromSlice(a.Addr().AsSlice()), Port: a.Port(),
+	}
+	_, err := s.net.ReservePort(s.net.SecureRNG(), res, nil)
+	if err == nil {
+		s.net.ReleasePort(res)
+	}
+	return err != nil
+}
 
 // IdleShakers is how many goroutines may wait for handshakes.
 const IdleShakers = idleShakers

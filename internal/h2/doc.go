@@ -19,11 +19,12 @@ const (
 	BadFrame          // a frame that is forbidden: its size, its stream, its place
 	BadBlock          // a header block that cannot be decompressed, or that wants more dynamic table than the limit
 	BadHead           // fields that RFC 9113 8 forbids, or that are missing
-	TooLarge          // a header block or a head larger than the limit
+	TooLarge          // a header block, as it is sent, larger than the limit
+	TooExpanded       // a head that decompresses to more than the limit
 	TooManyCont       // more CONTINUATION frames in a block than the limit
 )
 
-var faultNames = [...]string{"none", "not_http2", "bad_frame", "bad_block", "bad_head", "too_large", "too_many_continuations"}
+var faultNames = [...]string{"none", "not_http2", "bad_frame", "bad_block", "bad_head", "too_large", "too_expanded", "too_many_continuations"}
 
 // String returns a short name in lower_snake.
 func (f Fault) String() string {

@@ -82,7 +82,7 @@ func run(dir Direction, limits Limits, b []byte, size int) (log []string) {
 				n, end := r.Data()
 				log = append(log, fmt.Sprintf("data %d %d %v", r.Stream(), n, end))
 			case Reset:
-				log = append(log, fmt.Sprintf("reset %d", r.Stream()))
+				log = append(log, fmt.Sprintf("reset %d", r.Stream()), fmt.Sprintf("code %d", r.ErrorCode()))
 			case Settings:
 				log = append(log, fmt.Sprintf("settings %v", r.Settings()))
 			case GoAway:
@@ -130,7 +130,7 @@ func TestReader(t *testing.T) {
 		{"empty data", 0, cat(start, headers(0, 1, get...), frame(frameData, flagEndStream, 1)), "1 request GET a.example / 0 false|data 1 0 true"},
 		{"connect", 0, cat(start, headers(0, 1, ":method: CONNECT", ":authority: a:443")), "1 request CONNECT a:443  0 false"},
 		{"options", 0, cat(start, headers(1, 1, ":method: OPTIONS", ":scheme: http", ":path: *", "host: a")), "1 request OPTIONS a * 1 true"},
-		{"other frames", 0, cat(start, frame(framePing, 0, 0, make([]byte, 8)...), frame(frameWindowUpdate, 0, 0, 0, 0, 0, 1), frame(framePriority, 0, 5, 0, 0, 0, 0, 1), frame(0xfe, 9, 7, 1, 2), frame(frameRSTStream, 0, 1, 0, 0, 0, 8), frame(frameSettings, flagAck, 0), frame(frameGoAway, 0, 0, make([]byte, 9)...)), "reset 1|goaway"},
+		{"other frames", 0, cat(start, headers(0, 1, get...), frame(framePing, 0, 0, make([]byte, 8)...), frame(frameWindowUpdate, 0, 0, 0, 0, 0, 1), frame(framePriority, 0, 5, 0, 0, 0, 0, 1), frame(0xfe, 9, 7, 1, 2), frame(frameRSTStream, 0, 1, 0, 0, 0, 8), frame(frameSettings, flagAck, 0), frame(frameGoAway, 0, 0, make([]byte, 9)...)), "1 request GET a.example / 0 false|reset 1|code 8|goaway"},
 		{"settings", 0, cat(start, frame(frameSettings, 0, 0, 0, 1, 0, 0, 0x20, 0, 0, 5, 0, 0, 0x80, 0, 0, 9, 0, 0, 0, 0)), "settings {8192 32768}"},
 		{"response", 1, cat(settings, headers(0, 1, ":status: 103", "link: x"), headers(0, 1, ":status: 200"), headers(1, 1, "grpc-status: 0")), "1 response 103 1 false|1 response 200 0 false|1 trailers 1 true"},
 		{"promise", 1, cat(settings, frame(framePushPromise, flagEndHeaders, 1, cat([]byte{0, 0, 0, 2}, first)...)), "1 promise 2 request GET a.example / 0 false"},
@@ -151,15 +151,19 @@ func TestReader(t *testing.T) {
 		{"continuation of another stream", 0, cat(start, frame(frameHeaders, 0, 1, first...), frame(frameContinuation, flagEndHeaders, 3)), "bad_frame"},
 		{"a frame inside a block", 0, cat(start, frame(frameHeaders, 0, 1, first...), frame(framePing, 0, 0, make([]byte, 8)...)), "bad_frame"},
 		{"too much padding", 0, cat(start, frame(frameHeaders, flagPadded|flagEndHeaders, 1, 9, 1, 2)), "bad_frame"},
-		{"too much padding of data", 0, cat(start, frame(frameData, flagPadded, 1, 9, 1, 2)), "bad_frame"},
-		{"padded, but empty", 0, cat(start, frame(frameData, flagPadded, 1)), "bad_frame"},
+		{"too much padding of data", 0, cat(start, headers(0, 1, get...), frame(frameData, flagPadded, 1, 9, 1, 2)), "1 request GET a.example / 0 false|bad_frame"},
+		{"padded, but empty", 0, cat(start, headers(0, 1, get...), frame(frameData, flagPadded, 1)), "1 request GET a.example / 0 false|bad_frame"},
 		{"push by a client", 0, cat(start, frame(framePushPromise, flagEndHeaders, 1, cat([]byte{0, 0, 0, 2}, first)...)), "bad_frame"},
 		{"an odd promise", 1, cat(settings, frame(framePushPromise, flagEndHeaders, 1, cat([]byte{0, 0, 0, 3}, first)...)), "bad_frame"},
 		{"an even stream", 0, cat(start, headers(1, 2, get...)), "bad_frame"},
 		{"a stream that was passed over", 0, cat(start, headers(1, 3, get...), headers(1, 1, get...)), "3 request GET a.example / 0 true|bad_head"},
+		{"data of a stream that is not open", 0, cat(start, frame(frameData, 0, 1, 1)), "bad_frame"},
+		{"data of a stream of the server", 0, cat(start, headers(0, 3, get...), frame(frameData, 0, 2, 1)), "3 request GET a.example / 0 false|bad_frame"},
+		{"reset of a stream that is not open", 0, cat(start, frame(frameRSTStream, 0, 1, 0, 0, 0, 8)), "bad_frame"},
+		{"reset of a promised stream", 0, cat(start, frame(frameRSTStream, 0, 2, 0, 0, 0, 8)), "reset 2|code 8"},
 		{"continuation flood", 0, cat(start, frame(frameHeaders, 0, 1), bytes.Repeat(frame(frameContinuation, 0, 1), 20)), "too_many_continuations"},
 		{"block too large", 0, cat(start, frame(frameHeaders, 0, 1, long...), frame(frameContinuation, 0, 1, long...)), "too_large"},
-		{"head too large", 0, cat(start, frame(frameHeaders, flagEndHeaders, 1, cat(first, bytes.Repeat([]byte{0x82}, 300))...)), "too_large"},
+		{"head too large", 0, cat(start, frame(frameHeaders, flagEndHeaders, 1, cat(first, bytes.Repeat([]byte{0x82}, 300))...)), "too_expanded"},
 		{"a value too large", 0, cat(start, headers(1, 1, append(slices.Clone(get), "x: "+strings.Repeat("a", 9000))...)), "too_large"},
 		{"not hpack", 0, cat(start, frame(frameHeaders, flagEndHeaders, 1, 0xff, 0xff, 0xff)), "bad_block"},
 		{"a table above the limit", 0, cat(start, frame(frameHeaders, flagEndHeaders, 1, 0x3f, 0xff, 0xff, 1)), "bad_block"},

@@ -46,7 +46,7 @@ const (
 	More     Event = iota // all bytes are consumed, nothing is complete
 	HeadEnd               // Reader.Head is complete
 	DataEnd               // a DATA frame has passed: Reader.Data
-	Reset                 // RST_STREAM: Reader.Stream
+	Reset                 // RST_STREAM: Reader.Stream, Reader.ErrorCode
 	Settings              // Reader.Settings: tell the Reader of the other direction
 	GoAway                // the sender takes no more streams
 	Failed                // Reader.Fault says why; every further call returns the same
@@ -70,6 +70,7 @@ type Reader struct {
 	frames  bool
 	keep    bool // the payload goes to buf
 
+	unit   int    // bytes since the frame, or the header block, began
 	buf    []byte // payload of a frame, or of a header block's frames so far
 	block  bool   // a header block is under way: CONTINUATION must follow
 	conts  int
@@ -84,6 +85,7 @@ type Reader struct {
 	size     int
 	over     bool
 	settings PeerSettings
+	code     uint32
 	fault    Fault
 }
 
@@ -126,6 +128,26 @@ func (r *Reader) Data() (size int, end bool) { return r.dataSize, r.dataEnd }
 // Settings returns what the last SETTINGS frame said.
 func (r *Reader) Settings() PeerSettings { return r.settings }
 
+// ErrorCode returns what the last RST_STREAM gave as its cause (RFC 9113 7).
+func (r *Reader) ErrorCode() uint32 { return r.code }
+
+// Size returns the bytes of the frame, or of all frames of the header block, that
+// the last event ended, frame headers included.
+func (r *Reader) Size() int { return r.unit }
+
+// Held returns how many of the bytes so far, the last ones, belong to a header
+// block or a frame whose meaning is not known yet. Bodies are never among them.
+func (r *Reader) Held() int {
+	if r.block || r.have > 0 || r.left > 0 && r.keep {
+		return r.unit
+	}
+	return 0
+}
+
+// OpenFirst tells a Reader of a client that stream 1 is open: it was a request in
+// HTTP/1.1 that asked for the upgrade (RFC 7540 3.2).
+func (r *Reader) OpenFirst() { r.last = 1 }
+
 // Idle reports whether the bytes so far end between two frames, and no header
 // block is under way.
 func (r *Reader) Idle() bool { return r.have == 0 && r.left == 0 && !r.block && r.fault == FaultNone }
@@ -144,8 +166,12 @@ func (r *Reader) Next(b []byte) (n int, e Event) {
 	}
 	for n < len(b) {
 		if r.left == 0 {
+			if r.have == 0 && !r.block {
+				r.unit = 0
+			}
 			k := copy(r.header[r.have:], b[n:])
 			r.have += k
+			r.unit += k
 			n += k
 			if r.have < frameHeader {
 				return n, More
@@ -166,6 +192,7 @@ func (r *Reader) Next(b []byte) (n int, e Event) {
 				r.pad = int(rest[0]) // the first byte of a padded frame
 			}
 			n += len(rest)
+			r.unit += len(rest)
 			if r.left -= len(rest); r.left > 0 {
 				continue
 			}
@@ -223,6 +250,9 @@ func (r *Reader) beginFrame() Fault {
 		if length != want && (typ != frameGoAway || length < want) {
 			return BadFrame
 		}
+		if typ == frameRSTStream {
+			r.buf, r.keep = r.buf[:0], true
+		}
 	}
 	switch typ { // RFC 9113 6: frames of a stream, and of the connection
 	case frameData, frameHeaders, framePriority, frameRSTStream, framePushPromise:
@@ -234,11 +264,17 @@ func (r *Reader) beginFrame() Fault {
 			return BadFrame
 		}
 	}
+	if r.dir == FromClient && (typ == frameData || typ == frameRSTStream && r.stream%2 == 1) && (r.stream > r.last || r.stream%2 == 0) {
+		return BadFrame // RFC 9113 5.1: of a stream that was never opened
+	}
 	if r.keep && len(r.buf)+length > r.limits.Block+blockPrefix {
 		return TooLarge
 	}
 	return FaultNone
 }
+
+// keepBuffer is the largest buffer that a Reader keeps between blocks.
+const keepBuffer = 4 << 10
 
 // blockPrefix is what the buffer of a block has in front of the payload.
 const blockPrefix = 6
@@ -260,6 +296,7 @@ func (r *Reader) endFrame() Event {
 		}
 		r.block = true
 	case frameRSTStream:
+		r.code = binary.BigEndian.Uint32(r.buf)
 		return Reset
 	case frameGoAway:
 		return GoAway
@@ -301,20 +338,29 @@ func (r *Reader) stripBlock() Fault {
 }
 
 func (r *Reader) readSettings() Event {
-	r.settings = PeerSettings{}
-	for b := r.buf; len(b) >= 6; b = b[6:] {
+	var ok bool
+	if r.settings, ok = ParseSettings(r.buf); !ok {
+		return r.fail(BadFrame)
+	}
+	return Settings
+}
+
+// ParseSettings reads the payload of a SETTINGS frame. It reports false for
+// values that are forbidden.
+func ParseSettings(b []byte) (s PeerSettings, ok bool) {
+	for ; len(b) >= 6; b = b[6:] {
 		v := binary.BigEndian.Uint32(b[2:])
 		switch binary.BigEndian.Uint16(b) {
 		case settingTableSize:
-			r.settings.TableSize = v
+			s.TableSize = v
 		case settingMaxFrameSize:
 			if v < defaultMaxFrame || v > largestMaxFrame {
-				return r.fail(BadFrame)
+				return s, false
 			}
-			r.settings.MaxFrameSize = v
+			s.MaxFrameSize = v
 		}
 	}
-	return Settings
+	return s, len(b) == 0
 }
 
 // endBlock decompresses a block and judges the head.
@@ -337,9 +383,12 @@ func (r *Reader) endBlock() Event {
 	if err == nil {
 		err = r.dec.Close()
 	}
+	if cap(r.buf) > keepBuffer {
+		r.buf = nil
+	}
 	switch {
 	case r.over || err == hpack.ErrStringLength:
-		return r.fail(TooLarge)
+		return r.fail(TooExpanded)
 	case err != nil:
 		return r.fail(BadBlock)
 	}

@@ -26,6 +26,8 @@ type Head struct {
 	Length         uint64 // of a Sized body, bytes
 	Close          bool   // the sender closes after this message
 	Upgrade        bool   // asks for, or switches to, another protocol
+	H2C            bool   // which is, or may be, cleartext HTTP/2
+	HTTP2Settings  string // of a request for that, as it is sent (RFC 7540 3.2.1)
 	UserAgent      string
 	ContentType    string
 }
@@ -78,7 +80,7 @@ func ParseRequest(b []byte, r *Rules) (h Head, bad Fault) {
 		}
 	}
 	if authority != "" {
-		if h.Host, ok = normalHost(authority); !ok {
+		if h.Host, ok = NormalHost(authority); !ok {
 			return h, BadHost
 		}
 	}
@@ -89,7 +91,7 @@ func ParseRequest(b []byte, r *Rules) (h Head, bad Fault) {
 		return h, f.badFraming
 	case f.chunked && h.Minor == 0:
 		return h, BadCoding
-	case r != nil && r.RefuseH2C && f.h2c:
+	case r != nil && r.RefuseH2C && h.H2C:
 		return h, UpgradeH2C
 	case f.chunked:
 		h.Framing = Chunked
@@ -157,7 +159,7 @@ func ParseResponse(b []byte, method string, r *Rules) (h Head, bad Fault) {
 type fields struct {
 	host                  string
 	hosts, lengths        int
-	chunked, h2c          bool
+	chunked               bool
 	badFraming            Fault
 	sawClose, sawKeep     bool
 	connectionUpgrade, up bool
@@ -205,7 +207,7 @@ func parseFields(b []byte, h *Head, r *Rules) (f fields, bad Fault) {
 		case 7:
 			if EqualFold(name, "upgrade") {
 				f.up = true
-				f.h2c = f.h2c || HasToken(value, "h2c")
+				h.H2C = h.H2C || HasToken(value, "h2c")
 			}
 		case 10:
 			if EqualFold(name, "connection") {
@@ -230,6 +232,8 @@ func parseFields(b []byte, h *Head, r *Rules) (f fields, bad Fault) {
 					f.badFraming = BadLength
 				}
 				h.Length = n
+			} else if EqualFold(name, "http2-settings") {
+				h.HTTP2Settings = string(value)
 			}
 		case 17:
 			if EqualFold(name, "transfer-encoding") {

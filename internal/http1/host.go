@@ -7,10 +7,10 @@ import (
 	"penstock/internal/hostname"
 )
 
-// normalHost takes the host out of a Host field or an authority: without port,
+// NormalHost takes the host out of a Host field or an authority: without port,
 // in lower case, without a trailing dot. It reports false for what is neither a
 // name nor an address (RFC 9110 7.2, RFC 3986 3.2.2).
-func normalHost(authority string) (host string, ok bool) {
+func NormalHost(authority string) (host string, ok bool) {
 	if strings.HasPrefix(authority, "[") { // an IPv6 address
 		end := strings.IndexByte(authority, ']')
 		if end < 0 || !validPort(authority[end+1:]) {

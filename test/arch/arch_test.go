@@ -104,7 +104,7 @@ var allowed = map[string][]string{
 	"stack":                        {"pipeline", "internal/wire", "internal/flowtab", "internal/rewrite"},
 	"stages":                       {"pipeline", "stages/*"},
 	"stages/*":                     {"pipeline", "internal/wire", "internal/flowtab", "internal/units", "internal/match"},
-	"stages/http":                  {"pipeline", "internal/units", "internal/policy", "internal/hostname", "internal/http1"},
+	"stages/http":                  {"pipeline", "internal/units", "internal/policy", "internal/hostname", "internal/http1", "internal/h2"},
 	"stages/llm":                   {"pipeline", "internal/units", "internal/policy", "internal/http1"},
 	"stages/tcp":                   {"pipeline", "internal/units", "internal/wire", "stack", "inspect"},
 	"stages/tls":                   {"pipeline", "internal/units", "internal/policy", "internal/hostname", "internal/tlshello"},

@@ -73,6 +73,7 @@ func TestCaptures(t *testing.T) {
 	if err != nil || len(files) < 10 {
 		t.Fatalf("%v, %v", files, err)
 	}
+	files = append(files, "../../internal/h2/testdata/http2-nghttp2.pcap")
 	var b strings.Builder
 	for _, file := range files {
 		fmt.Fprintf(&b, "%s\n", filepath.Base(file))

@@ -30,7 +30,7 @@ type Config struct {
 	// What a refused client sees: "403", a response, "reset", or "auto": a
 	// response where the connection is terminated anyway, else a reset.
 	Deny string `toml:"deny"`
-	// What becomes of a connection that is no HTTP/1.x, or that two parsers
+	// What becomes of a connection that is no HTTP, or that two parsers
 	// may read differently: "deny", "pass" (the stage lets go of it), or
 	// "auto": deny if there are host lists, which could be evaded otherwise.
 	OnBad string `toml:"on_bad"`
@@ -40,6 +40,12 @@ type Config struct {
 	MaxHeaders int `toml:"max_headers"`
 	// The most requests that wait for a response on one connection.
 	MaxPipelined int `toml:"max_pipelined"`
+	// Whether cleartext HTTP/2 is followed; if not, it is no HTTP.
+	HTTP2 bool `toml:"http2"`
+	// The most streams of a connection in HTTP/2 at a time, and the most that
+	// the client resets within a second before their response is complete.
+	MaxStreams int `toml:"max_streams"`
+	MaxResets  int `toml:"max_resets"`
 	// Whether requests are recorded, as events "http".
 	Log bool `toml:"log"`
 
@@ -47,7 +53,7 @@ type Config struct {
 }
 
 func defaults() Config {
-	return Config{Deny: "auto", OnBad: "auto", MaxHead: 64 << 10, MaxHeaders: 256, MaxPipelined: 128, Log: true}
+	return Config{Deny: "auto", OnBad: "auto", MaxHead: 64 << 10, MaxHeaders: 256, MaxPipelined: 128, HTTP2: true, MaxStreams: 1000, MaxResets: 200, Log: true}
 }
 
 const maxMaxHead = 1 << 20
@@ -71,6 +77,12 @@ func validate(c *Config, issues *pipeline.Issues) {
 	}
 	if c.MaxPipelined < 1 || c.MaxPipelined > 10000 {
 		issues.Add("max_pipelined", "want a number from 1 to 10000, got %d", c.MaxPipelined)
+	}
+	if c.MaxStreams < 1 || c.MaxStreams > 10000 {
+		issues.Add("max_streams", "want a number from 1 to 10000, got %d", c.MaxStreams)
+	}
+	if c.MaxResets < 1 || c.MaxResets > 1000000 {
+		issues.Add("max_resets", "want a number from 1 to 1000000, got %d", c.MaxResets)
 	}
 }
 

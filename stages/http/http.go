@@ -1,10 +1,10 @@
-// Package http is the stream stage for HTTP/1.x: it follows requests and
-// responses on keep-alive and pipelined connections, refuses hosts, and records
-// requests. Bodies are skipped, never kept.
+// Package http is the stream stage for HTTP/1.x and cleartext HTTP/2: it follows
+// requests and responses on connections that carry many of them, refuses some, and
+// records them. Bodies are skipped, never kept.
 //
 // Its one trap: a request is judged by its head alone, so bytes pass on as soon
 // as the head has. Everything that two parsers could read differently must be
-// refused before, in package http1.
+// refused before, in the packages http1 and h2.
 package http
 
 import (
@@ -22,7 +22,7 @@ var readme string
 func Descriptor() pipeline.Descriptor[Config] {
 	return pipeline.Descriptor[Config]{
 		Kind:      "http",
-		Summary:   "follows HTTP/1.x requests, refuses hosts, records requests",
+		Summary:   "follows requests of HTTP/1.x and cleartext HTTP/2, refuses and records them",
 		README:    readme,
 		Reasons:   reasons(),
 		Default:   defaults,
@@ -30,7 +30,7 @@ func Descriptor() pipeline.Descriptor[Config] {
 		Needs:     func(c Config) (pipeline.Need, string) { return c.needs() },
 		Describe:  func(c Config) []string { return rules.Describe(ruleVars(&c), c.Rules, c.sets) },
 		Holds:     func(Config) string { return "" },
-		Releases:  func(Config) string { return "when a connection is no HTTP/1 or becomes another protocol, else never" },
+		Releases:  func(Config) string { return "when a connection is no HTTP or becomes another protocol, else never" },
 		NewStream: func(c Config, env *pipeline.Env) (pipeline.StreamStage, error) { return newStage(c, env) },
 	}
 }
@@ -39,6 +39,7 @@ type stage struct {
 	cfg           Config
 	env           *pipeline.Env
 	enforce       bool
+	holds         bool // bytes of a request wait until it is judged
 	policy        *policy
 	rules         *rules.Judge[facts] // nil: none
 	recorder      pipeline.Recorder
@@ -49,6 +50,8 @@ type stage struct {
 	responseLost  *pipeline.Counter
 	switched      *pipeline.Counter
 	unanswered    *pipeline.Counter
+	http2         *pipeline.Counter
+	resets        *pipeline.Counter
 	statusClasses [6]*pipeline.Counter
 	hosts         *pipeline.Top
 }
@@ -63,14 +66,18 @@ func newStage(c Config, env *pipeline.Env) (*stage, error) {
 		s.policy.keepFields()
 	}
 	ctr := env.Counters.Counter
+	need, _ := c.needs()
+	s.holds = need != pipeline.NeedObserve
 	s.requests = ctr("requests", "request heads that were understood")
 	s.hosts = env.Counters.Top("hosts", "hosts of requests")
 	s.responses = ctr("responses", "final response heads that were understood")
 	s.denied = ctr("denied", "requests that were refused")
-	s.released = ctr("released", "connections let go of because they are no HTTP/1.x or are malformed")
+	s.released = ctr("released", "connections let go of because they are no HTTP or are malformed")
 	s.responseLost = ctr("response_lost", "connections whose responses could not be followed; requests still are")
 	s.switched = ctr("switched", "connections that went on with another protocol (CONNECT, Upgrade)")
 	s.unanswered = ctr("unanswered", "requests without a response when the connection ended")
+	s.http2 = ctr("http2_connections", "connections in HTTP/2")
+	s.resets = ctr("http2_resets", "streams of HTTP/2 that an end has reset before their response was complete")
 	for i, name := range []string{1: "status_1xx", 2: "status_2xx", 3: "status_3xx", 4: "status_4xx", 5: "status_5xx"} {
 		if name != "" {
 			s.statusClasses[i] = ctr(name, "responses with such a status")
@@ -95,6 +102,8 @@ type stream struct {
 	waiting bool        // for the response to CONNECT or Upgrade
 	lost    bool        // responses cannot be followed any more
 	raw     bool        // another protocol, or let go of
+	chosen  bool        // the client's first bytes have told which HTTP it is
+	two     *http2      // HTTP/2; nil: HTTP/1.x
 }
 
 // message is where one direction stands.
@@ -109,6 +118,12 @@ func (c *stream) Data(d pipeline.Direction, b []byte, now int64) (int, pipeline.
 		return len(b), pipeline.StreamVerdict{Action: pipeline.StreamRelease}
 	}
 	if d == pipeline.ToServer {
+		switch {
+		case c.s.cfg.HTTP2 && !c.chosen && !c.choose(b):
+			return 0, pipeline.StreamVerdict{}
+		case c.two != nil:
+			return c.clientFrames(b, now)
+		}
 		return c.requestData(b, now)
 	}
 	pass := c.responseData(b, now)
@@ -131,6 +146,11 @@ func (c *stream) LoseSight(why pipeline.Reason, _ int64) {
 	for _, e := range c.pending {
 		e.lost = why
 	}
+	if c.two != nil {
+		for _, e := range c.two.streams {
+			e.lost = why
+		}
+	}
 }
 
 // Close implements pipeline.Stream.
@@ -143,6 +163,9 @@ func (c *stream) Close(now int64) {
 		c.s.log(c.conn, e)
 	}
 	c.pending = nil
+	if c.two != nil {
+		c.two.close(c, now)
+	}
 }
 
 func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVerdict) {
@@ -195,7 +218,10 @@ func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVe
 		c.s.requests.Add(1)
 		c.s.hosts.Observe(h.Host)
 		e := &exchange{start: now, method: h.Method, target: h.Target, host: h.Host, minor: h.Minor, userAgent: h.UserAgent,
-			upgrade: h.Upgrade, requestBytes: uint64(end)}
+			upgrade: h.Upgrade, requestBytes: uint64(end), length: -1}
+		if e.h2c = h.Upgrade && h.H2C && c.s.cfg.HTTP2; e.h2c {
+			e.settings = h.HTTP2Settings
+		}
 		if why := c.judge(&h, e); why != pipeline.ReasonNone {
 			if !byPolicy(why) && !c.s.enforce {
 				return c.badRequest(b, pass, e, why, now)
@@ -236,9 +262,16 @@ func (c *stream) refuse(e *exchange, pass int, why pipeline.Reason, now int64) (
 	c.s.denied.Add(1)
 	e.denied, e.end = why, now
 	v := pipeline.StreamVerdict{Action: pipeline.StreamDeny, Reason: why}
-	// A reply in the middle of earlier responses would be taken for theirs.
-	if c.conn.Depth == pipeline.DepthTerminate && c.s.cfg.Deny != "reset" && len(c.pending) == 0 && why != reasonNotHTTP {
-		v.Reply, e.status = denial(why)
+	if c.conn.Depth == pipeline.DepthTerminate && c.s.cfg.Deny != "reset" {
+		switch {
+		case c.two != nil:
+			v.Reply = c.denialHTTP2(e, why)
+		case len(c.pending) == 0 && why != reasonNotHTTP: // in the middle of earlier responses it would be taken for theirs
+			v.Reply, e.status = denial(why)
+		}
+	}
+	if c.two != nil {
+		delete(c.two.streams, e.stream)
 	}
 	c.pending = append(c.pending, e)
 	return pass, v
@@ -247,6 +280,15 @@ func (c *stream) refuse(e *exchange, pass int, why pipeline.Reason, now int64) (
 func (c *stream) responseData(b []byte, now int64) (pass int) {
 	for pass < len(b) && !c.lost && !c.raw {
 		rest := b[pass:]
+		// A server may send its SETTINGS before it has read anything; their
+		// first byte is no letter.
+		if c.two == nil && !c.chosen && c.s.cfg.HTTP2 && rest[0] == 0 {
+			c.two = c.s.newHTTP2()
+		}
+		if c.two != nil {
+			c.serverFrames(rest, now)
+			break
+		}
 		if len(c.pending) == 0 {
 			c.lose() // a response that nobody asked for
 			break
@@ -284,6 +326,11 @@ func (c *stream) responseData(b []byte, now int64) (pass int) {
 		c.s.statusClasses[min(h.Status/100, 5)].Add(1)
 		if h.Status < 200 && h.Status != 101 {
 			continue // interim: the final one follows
+		}
+		if e.h2c && h.Upgrade && h.H2C {
+			c.waiting, c.pending = false, nil
+			c.beginHTTP2(e)
+			continue
 		}
 		c.s.responses.Add(1)
 		e.status, e.contentType = h.Status, h.ContentType

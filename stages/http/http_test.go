@@ -171,7 +171,6 @@ func TestRequests(t *testing.T) {
 		{"header by value", "GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: my SQLMap/1.0\r\n\r\n", "http_header_denied"},
 		{"header with another value", "GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: curl\r\n\r\n", ""},
 		{"headers", "GET / HTTP/1.1\r\nHost: a\r\n" + strings.Repeat("X: y\r\n", 256) + "\r\n", "http_too_many_headers"},
-		{"h2c", "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n", "http_h2c_upgrade"},
 
 		{"tls", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "http_not_http"},
 		{"ssh", "SSH-2.0-OpenSSH_9.2\r\n", "http_not_http"},
@@ -506,7 +505,7 @@ func TestValidate(t *testing.T) {
 	for _, i := range issues.List {
 		paths = append(paths, i.Path)
 	}
-	if got, want := fmt.Sprint(paths), "[deny_hosts[3] deny_hosts[4] deny_hosts[5] allow_hosts[0] deny on_bad max_head deny_methods[1] deny_paths[3] deny_paths[4] deny_paths[5] deny_paths[6] deny_paths[7] deny_headers[2] max_headers max_pipelined]"; got != want {
+	if got, want := fmt.Sprint(paths), "[deny_hosts[3] deny_hosts[4] deny_hosts[5] allow_hosts[0] deny on_bad max_head deny_methods[1] deny_paths[3] deny_paths[4] deny_paths[5] deny_paths[6] deny_paths[7] deny_headers[2] max_headers max_pipelined max_streams max_resets]"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	ok := defaults()

@@ -2,6 +2,7 @@ package http
 
 import (
 	"fmt"
+	"strings"
 
 	"penstock/pipeline"
 )
@@ -19,7 +20,23 @@ type exchange struct {
 	denied                 pipeline.Reason
 	rules                  []string        // that applied
 	lost                   pipeline.Reason // why the rest could not be seen
+
+	h2c      bool   // it asks for an upgrade to HTTP/2
+	settings string // and says this about it
+
+	// In HTTP/2.
+	stream                    uint32 // 0: HTTP/1.x
+	requestDone, responseDone bool
+	push                      bool  // promised by the server
+	length, body              int64 // of the request's body: as it is said, or -1, and as it came
+	reset                     string
+	code                      uint32 // of the reset
+	grpc, grpcEnded           bool
+	grpcStatus                int
 }
+
+// kept returns the bytes of its strings.
+func (e *exchange) kept() int { return len(e.method) + len(e.target) + len(e.host) + len(e.userAgent) }
 
 // event is a record "http"; names are those of Suricata's EVE where it has the
 // field.
@@ -51,6 +68,22 @@ type httpRecord struct {
 	FirstByte     float64 `json:"time_to_first_byte_seconds,omitempty"`
 	Duration      float64 `json:"duration_seconds"` // from the request's head to the end of the response
 	ConnectionAge float64 `json:"connection_age_seconds"`
+
+	HTTP2 *http2Record `json:"http2,omitempty"`
+	GRPC  *grpcRecord  `json:"grpc,omitempty"`
+}
+
+type http2Record struct {
+	Stream uint32 `json:"stream_id"`
+	Push   bool   `json:"push,omitempty"`       // the server sends it unasked
+	Reset  string `json:"reset,omitempty"`      // "client" or "server": who has ended it before its end
+	Error  string `json:"error_code,omitempty"` // and why
+}
+
+type grpcRecord struct {
+	Service string `json:"service"`
+	Method  string `json:"method"`
+	Status  *int   `json:"status,omitempty"` // absent: it has not ended
 }
 
 func (s *stage) log(c *pipeline.Conn, e *exchange) {
@@ -65,11 +98,26 @@ func (s *stage) log(c *pipeline.Conn, e *exchange) {
 			RequestBytes: e.requestBytes, Length: e.responseBytes, Duration: seconds(e.end - e.start), ConnectionAge: seconds(e.start - c.Start),
 		},
 	}
-	if e.method != "" {
+	if e.stream > 0 {
+		ev.HTTP.Protocol = "HTTP/2"
+		ev.HTTP.HTTP2 = &http2Record{Stream: e.stream, Push: e.push, Reset: e.reset}
+		if e.reset != "" {
+			ev.HTTP.HTTP2.Error = errorName(e.code)
+		}
+	} else if e.method != "" {
 		ev.HTTP.Protocol = fmt.Sprintf("HTTP/1.%d", e.minor)
 	}
 	if e.firstByte > 0 {
 		ev.HTTP.FirstByte = seconds(e.firstByte - e.start)
+	}
+	if e.grpc {
+		// "/package.Service/Method"
+		path := strings.TrimPrefix(e.target, "/")
+		i := strings.LastIndexByte(path, '/')
+		ev.HTTP.GRPC = &grpcRecord{Service: path[:max(i, 0)], Method: path[i+1:]}
+		if e.grpcEnded {
+			ev.HTTP.GRPC.Status = &e.grpcStatus
+		}
 	}
 	if e.denied != pipeline.ReasonNone {
 		ev.Action, ev.Reason = "denied", e.denied.String()

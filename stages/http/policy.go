@@ -38,7 +38,7 @@ type fieldRule struct {
 func newPolicy(c *Config) *policy {
 	p := &policy{
 		denyHosts: hostname.NewSet(c.DenyHosts), denyMethods: c.DenyMethods, allowMethods: c.AllowMethods,
-		denyPaths: c.DenyPaths, allowPaths: c.AllowPaths, rules: http1.Rules{MaxFields: c.MaxHeaders, RefuseH2C: c.enforces()},
+		denyPaths: c.DenyPaths, allowPaths: c.AllowPaths, rules: http1.Rules{MaxFields: c.MaxHeaders, RefuseH2C: c.enforces() && !c.HTTP2},
 	}
 	if len(c.AllowHosts) > 0 {
 		p.allowHosts = hostname.NewSet(c.AllowHosts)

@@ -14,7 +14,7 @@ var (
 	reasonRule       = pipeline.DefineReason("http_rule_denied", "one of the rules refuses the request; the record says which")
 	reasonRuleFailed = pipeline.DefineReason("http_rule_failed", "one of the rules could not be evaluated, or cost too much: it refuses then")
 
-	reasonNotHTTP   = pipeline.DefineReason("http_not_http", "the client's first bytes are no HTTP/1.x request")
+	reasonNotHTTP   = pipeline.DefineReason("http_not_http", "the client's first bytes are no HTTP request")
 	reasonBadHead   = pipeline.DefineReason("http_bad_request", "a request line that no two HTTP parsers need agree on")
 	reasonBadLine   = pipeline.DefineReason("http_bad_line_end", "a line that ends with, or holds, a bare CR or LF")
 	reasonBadField  = pipeline.DefineReason("http_bad_header", "a header that is folded, has a space before its colon, or characters that it must not have")
@@ -25,10 +25,20 @@ var (
 	reasonLength    = pipeline.DefineReason("http_bad_length", "a Content-Length that is not a number of at most 18 digits")
 	reasonCoding    = pipeline.DefineReason("http_bad_transfer_encoding", "a Transfer-Encoding other than chunked, repeated, or in HTTP/1.0")
 	reasonChunk     = pipeline.DefineReason("http_bad_chunk", "a chunk of a request whose size or line ends are malformed")
-	reasonH2C       = pipeline.DefineReason("http_h2c_upgrade", "an upgrade to cleartext HTTP/2, in which requests would not be seen")
+	reasonH2C       = pipeline.DefineReason("http_h2c_upgrade", "an upgrade to cleartext HTTP/2, where that is not followed")
 	reasonHeadSize  = pipeline.DefineReason("http_head_too_large", "a request head larger than max_head")
 	reasonFields    = pipeline.DefineReason("http_too_many_headers", "a request with more headers than max_headers")
 	reasonPipelined = pipeline.DefineReason("http_too_many_pipelined", "more requests without a response than max_pipelined")
+
+	reasonPreface       = pipeline.DefineReason("http2_bad_preface", "a client that wants HTTP/2 but does not begin with its preface and SETTINGS")
+	reasonFrame         = pipeline.DefineReason("http2_bad_frame", "a frame whose size, stream or place is forbidden")
+	reasonBlock         = pipeline.DefineReason("http2_bad_compression", "a header block that cannot be decompressed, or that wants a table above 64 KiB")
+	reasonH2Head        = pipeline.DefineReason("http2_bad_head", "fields that RFC 9113 forbids, or that are missing: two parsers may read them differently")
+	reasonH2Length      = pipeline.DefineReason("http2_length_mismatch", "a request whose body is not as long as its Content-Length")
+	reasonExpands       = pipeline.DefineReason("http2_hpack_bomb", "a header block that decompresses to more than max_head")
+	reasonContinuations = pipeline.DefineReason("http2_continuation_flood", "a header block of more than 16 CONTINUATION frames")
+	reasonStreams       = pipeline.DefineReason("http2_too_many_streams", "more streams at a time than max_streams")
+	reasonResets        = pipeline.DefineReason("http2_rapid_reset", "more streams that the client resets before their response, within a second, than max_resets")
 )
 
 func reasons() []pipeline.Reason {
@@ -37,6 +47,7 @@ func reasons() []pipeline.Reason {
 		reasonNotHTTP, reasonBadHead, reasonBadLine, reasonBadField, reasonBadHost, reasonBadPath,
 		reasonSmuggle, reasonLengths, reasonLength, reasonCoding, reasonChunk, reasonH2C,
 		reasonHeadSize, reasonFields, reasonPipelined,
+		reasonPreface, reasonFrame, reasonBlock, reasonH2Head, reasonH2Length, reasonExpands, reasonContinuations, reasonStreams, reasonResets,
 	}
 }
 

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -49,6 +51,8 @@ type running struct {
 	// setup is how long flows took from their release to XDP; nil: none leave user
 	// space.
 	setup func() (latency.Summary, error)
+	// logged counts the requests in the gateway's log; nil: it keeps none.
+	logged func() (uint64, error)
 	// processes to end and undo to call, in this order
 	processes []*process
 	undo      []func() error
@@ -92,8 +96,10 @@ func gateways() []gateway {
 		{name: "splice", about: "penstock, tcp stage at depth terminate that splices each connection and offloads it to XDP", place: inWire, config: spliceChain, depth: "terminate", inXDP: true},
 		{name: "terminate", about: "penstock, AF_XDP, tcp stage at depth terminate", place: inWire, config: terminateChain, depth: "terminate"},
 		{name: "terminate+http", about: "the same, and the http stage", place: inWire, config: terminateChain + httpStage, depth: "terminate"},
+		{name: "inspect+http", about: "penstock, AF_XDP, depth inspect, the http stage refuses hosts and records each request in a file", place: inWire, config: inspectChain + httpStage + recordTo("http"), depth: "inspect"},
 		{name: "haproxy-tcp", about: "HAProxy, mode tcp, TPROXY", place: asRouter, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxy("tcp")},
 		{name: "haproxy-http", about: "HAProxy, mode http, TPROXY", place: asRouter, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxy("http")},
+		{name: "haproxy-http-log", about: "HAProxy, mode http, TPROXY, refuses hosts and logs each request to a file", place: asRouter, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxyHTTPLog},
 		{name: "nginx-stream", about: "nginx, stream proxy, TPROXY", place: asRouter, onlyAddress: true, needs: []string{"nginx", "nft", "ip"}, start: startNginx},
 		{name: "go-tproxy", about: "a plain Go proxy, TPROXY, splice(2)", place: asRouter, needs: []string{"nft", "ip"}, start: startGoProxy},
 		{name: "ip_forward", about: "plain kernel forwarding", place: asRouter, start: startForwarding},
@@ -167,6 +173,11 @@ func startPenstock(ctx context.Context, b *bed, s *site, g gateway) (*running, e
 	if own == g.config || !strings.Contains(own, `"closed"`) {
 		return nil, fmt.Errorf("adapt configuration: no [appliance] with on_exit = \"open\" in it")
 	}
+	records := filepath.Join(b.dir, "records.json")
+	if err := os.Remove(records); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	own = strings.ReplaceAll(own, recordDir, b.dir)
 	file, err := writeFile(b.dir, "penstock.toml", own)
 	if err != nil {
 		return nil, err
@@ -177,6 +188,9 @@ func startPenstock(ctx context.Context, b *bed, s *site, g gateway) (*running, e
 	}
 	r := &running{}
 	r.add(p)
+	if strings.Contains(g.config, recordDir) {
+		r.logged = logged(records)
+	}
 	client := control.NewClient(socket)
 	var st control.Status
 	if err := eventually(ctx, func() error {

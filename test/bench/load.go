@@ -28,6 +28,7 @@ type loaded struct {
 	work, seconds float64
 	p50, p99      float64 // us
 	packets       float64 // that the gateway must have seen, at least
+	requests      float64 // that its log must have, at least
 	problem       error   // what was not right
 }
 
@@ -168,7 +169,7 @@ func (b *bed) requests(ctx context.Context, s *site, conns, seconds int, closing
 		return loaded{}, err // it did not run
 	}
 	n := float64(r.Requests)
-	return loaded{work: n, seconds: float64(r.US) / 1e6, p50: r.P50, p99: r.P99, packets: n * packets, problem: err}, nil
+	return loaded{work: n, seconds: float64(r.US) / 1e6, p50: r.P50, p99: r.P99, packets: n * packets, requests: n, problem: err}, nil
 }
 
 func runDownload(ctx context.Context, b *bed, s *site) (loaded, error) { return b.bulk(ctx, s, false) }

@@ -111,12 +111,17 @@ func rest(g gateway, left []workload, round int, each func(result)) (out []resul
 type reading struct {
 	cpu, softirq time.Duration
 	retransmits  uint64
-	seen         uint64
+	seen, logged uint64
 }
 
 func (b *bed) read(s *site, r *running, tids []int) (v reading, err error) {
 	if r.seen != nil {
 		if v.seen, err = r.seen(); err != nil {
+			return v, err
+		}
+	}
+	if r.logged != nil {
+		if v.logged, err = r.logged(); err != nil {
 			return v, err
 		}
 	}
@@ -154,6 +159,17 @@ func (b *bed) one(ctx context.Context, g gateway, s *site, r *running, tids []in
 	after, err := b.read(s, r, tids)
 	if err != nil {
 		return m, err
+	}
+	if r.logged != nil {
+		if err := eventually(ctx, func() error {
+			after.logged, err = r.logged()
+			if n := after.logged - before.logged; err == nil && float64(n) < l.requests {
+				err = fmt.Errorf("%d requests are in the log, want at least %.0f", n, l.requests)
+			}
+			return err
+		}); err != nil {
+			return m, err
+		}
 	}
 	m.Work, m.Seconds, m.P50, m.P99 = l.work, l.seconds, l.p50, l.p99
 	m.CPUSeconds = (cpu - before.cpu).Seconds()

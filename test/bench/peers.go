@@ -138,6 +138,7 @@ func startProxy(ctx context.Context, b *bed, s *site, begin func() (*process, er
 const haproxyConf = `global
   nbthread 1
   maxconn 4096
+  log stdout format raw local0
 defaults
   mode %s
   timeout connect 5s
@@ -146,6 +147,7 @@ defaults
   %s
 frontend in
   bind :%d transparent
+  %s
   default_backend out
 backend out
   source 0.0.0.0 usesrc client
@@ -153,19 +155,38 @@ backend out
 `
 
 func startHAProxy(mode string) func(context.Context, *bed, *site) (*running, error) {
+	options := "option splice-auto"
+	if mode == "http" {
+		options = noSharing
+	}
 	return func(ctx context.Context, b *bed, s *site) (*running, error) {
-		options := "option splice-auto"
-		if mode == "http" {
-			options = "http-reuse never" // no other client may use it: it has this one's address
-		}
-		conf, err := writeFile(b.dir, "haproxy.cfg", fmt.Sprintf(haproxyConf, mode, options, proxyPort))
+		return startHAProxyWith(ctx, b, s, mode, options, "", nil)
+	}
+}
+
+// noSharing keeps HAProxy from using a connection to a server for another client:
+// it has this one's address.
+const noSharing = "http-reuse never"
+
+// startHAProxyWith starts HAProxy with further lines for its frontend. Its log, if
+// those ask for one, goes to a file of that name; "": it is thrown away.
+func startHAProxyWith(ctx context.Context, b *bed, s *site, mode, options, frontend string, log *os.File) (*running, error) {
+	conf, err := writeFile(b.dir, "haproxy.cfg", fmt.Sprintf(haproxyConf, mode, options, proxyPort, frontend))
+	if err != nil {
+		return nil, err
+	}
+	return startProxy(ctx, b, s, func() (*process, error) {
+		p, err := prepare(ctx, s.gateway, gatewayCPU, nil, "haproxy", "-db", "-f", conf)
 		if err != nil {
 			return nil, err
 		}
-		return startProxy(ctx, b, s, func() (*process, error) {
-			return start(ctx, s.gateway, gatewayCPU, nil, "haproxy", "-db", "-f", conf)
-		})
-	}
+		if log != nil {
+			p.Stdout = log
+		} else {
+			p.Stdout = p.log
+		}
+		return p, p.Start()
+	})
 }
 
 const nginxStreamConf = `load_module %[1]s; daemon off; master_process off; worker_processes 1; user root;

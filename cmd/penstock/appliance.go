@@ -17,6 +17,7 @@ import (
 	"penstock/internal/gate"
 	"penstock/internal/record"
 	"penstock/internal/route"
+	"penstock/internal/watchdog"
 	"penstock/pipeline"
 	"penstock/pipeline/afxdp"
 	"penstock/pipeline/fault"
@@ -46,6 +47,7 @@ type appliance struct {
 	server  *control.Server
 	router  *route.Router // nil: bridge mode
 
+	watchdog watchdog.Watchdog
 	stop     context.CancelFunc
 	running  sync.WaitGroup
 	failed   chan error
@@ -236,6 +238,7 @@ func (a *appliance) buildWorkers() error {
 
 // beat says that worker w works, on its queue of every port.
 func (a *appliance) beat(w int) {
+	a.watchdog.Beat(w)
 	now := bpf.Now()
 	for i, n := range a.nics {
 		a.steerer.Beat(i, n.queues[w], now)

@@ -52,22 +52,31 @@ func runCommand(args []string) error {
 	}
 	log.Info("appliance runs", "name", cfg.Appliance.Name, "config", cfg.File, "workers", len(a.workers), "control", cfg.Appliance.Control)
 
+	service := startService(a)
+	defer service.close()
 	for {
 		select {
+		case err := <-service.stuck:
+			return err
 		case err := <-a.failed:
+			service.stopping(err.Error())
 			return fmt.Errorf("run: %w", joinClose(err, a.close(!leavesXDP(cfg) || !a.pinned)))
 		case <-a.handover:
+			service.stopping("handover")
 			return a.shutdown("handover", true, signals)
 		case sig := <-signals:
 			if sig == syscall.SIGHUP {
+				service.reloading()
 				if err := a.record.Reopen(); err != nil {
 					log.Error("records are not reopened", "err", err)
 				}
 				if err := a.reloadGate(); err != nil {
 					log.Error("gate is not reloaded: it stays as it was", "err", err)
 				}
+				service.ready()
 				continue
 			}
+			service.stopping(sig.String())
 			return a.shutdown(sig.String(), leavesXDP(cfg) && a.pinned, signals)
 		}
 	}

@@ -43,6 +43,7 @@ type Appliance struct {
 	Metrics        string         `toml:"metrics" help:"address and port on which Prometheus metrics are served; \"\" turns them off"`
 	OnExit         string         `toml:"on_exit" values:"open|closed" help:"what becomes of the wire without the appliance: open: it stays connected; closed: it does not"`
 	Heartbeat      units.Duration `toml:"heartbeat" min:"200ms" max:"1m" help:"how long a worker may give no sign of life before its flows go the way on_exit says"`
+	StuckTimeout   units.Duration `toml:"stuck_timeout" min:"1s" max:"10m" help:"how long a worker may make no progress before the process ends, with its stacks in the log: on_exit and the service manager do the rest"`
 	Midstream      string         `toml:"midstream" values:"bypass|inspect|drop" help:"what happens to TCP flows whose beginning nobody saw"`
 	Malformed      string         `toml:"malformed" values:"forward|drop" help:"what happens to packets whose headers cannot be parsed"`
 	MaxFlows       int            `toml:"max_flows" min:"64" max:"16777216" help:"flows that are tracked at once; more are not steered"`
@@ -80,6 +81,7 @@ func defaultAppliance(name string) Appliance {
 		Metrics:        "127.0.0.1:9477",
 		OnExit:         OnExitOpen,
 		Heartbeat:      units.Duration(800e6),
+		StuckTimeout:   units.Duration(10e9),
 		Midstream:      MidstreamBypass,
 		Malformed:      MalformedForward,
 		MaxFlows:       65536,

@@ -53,6 +53,7 @@ func (c *Config) explainAppliance(b *strings.Builder) {
 	rows := table{
 		{"on_exit", a.OnExit + ": " + words["on_exit."+c.mode()+a.OnExit]},
 		{"heartbeat", fmt.Sprintf("a worker that is silent for %v counts as gone", a.Heartbeat)},
+		{"stuck_timeout", fmt.Sprintf("a worker that makes no progress for %v ends the process", a.StuckTimeout)},
 		{"midstream", a.Midstream + ": " + words["midstream."+a.Midstream]},
 		{"malformed", a.Malformed + ": " + words["malformed."+a.Malformed]},
 		{"control", orNone(a.Control)},

@@ -8,6 +8,7 @@
 package http
 
 import (
+	"bytes"
 	_ "embed"
 
 	"penstock/internal/http1"
@@ -196,6 +197,10 @@ func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVe
 		if len(rest) >= 2 && rest[0] == '\r' && rest[1] == '\n' {
 			pass += 2
 			continue
+		}
+		// A head whose lines end with a bare LF would never be complete.
+		if i := bytes.IndexByte(rest, '\n'); i == 0 || i > 0 && rest[i-1] != '\r' {
+			return c.bad(b, pass, reasonBadLine, now)
 		}
 		end := http1.HeadEnd(rest)
 		if end == 0 || end > int(c.s.cfg.MaxHead) {

@@ -125,6 +125,7 @@ func TestRequests(t *testing.T) {
 		{"space before colon", "GET / HTTP/1.1\r\nHost : a\r\n\r\n", "http_bad_header"},
 		{"folded line", "GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n z\r\n\r\n", "http_bad_header"},
 		{"bare LF", "GET / HTTP/1.1\nHost: a\r\n\r\n", "http_bad_line_end"},
+		{"bare LF everywhere", "GET / HTTP/1.1\nHost: a\n\n", "http_bad_line_end"},
 		{"bare CR", "GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n", "http_bad_line_end"},
 		{"NUL", "GET / HTTP/1.1\r\nHost: a\x00\r\n\r\n", "http_bad_header"},
 		{"version", "GET / HTTP/2.0\r\nHost: a\r\n\r\n", "http_bad_request"},

@@ -31,7 +31,7 @@ const rows = "^Test(InstructionCeiling|FlowHash|Parse|TruncationAtEveryLength|Fr
 	"FlowOfOneConnection|HalfAFlowIsMended|SYNReopensAFlow|FlowTableFull|NoMetadata|SilentWorker|" +
 	"Expire|ExpireMany|Offload|OffloadIsBothOrNone|RewrittenFlow|RewrittenFlowEnds|StaleRewrite|RewrittenFragments|ReplyKeysDoNotCollide|" +
 	"TranslatorsAgree|AttachReportsTheRealMode|AttachFallsBackToGeneric|BridgeConnectsClientAndServer|SocketGetsPacketsWithMetadata|" +
-	"TTLChecksum|SteerRouted|MakeHeadroom)$"
+	"TTLChecksum|MakeHeadroom)$"
 
 // report is what one kernel makes of the programs.
 type report struct {

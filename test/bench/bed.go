@@ -29,6 +29,7 @@ type site struct {
 	serverIP                netip.Addr
 	lanIf, wanIf            string // of the gateway
 	endIf                   string // of client and server
+	refuses                 bool   // the gateway refuses server names
 }
 
 func (s *site) addr(port uint16) string { return netip.AddrPortFrom(s.serverIP, port).String() }
@@ -66,6 +67,7 @@ func (b *bed) build() (err error) {
 		if err != nil {
 			return err
 		}
+		s.refuses = g.asked
 		b.sites[g.name] = s
 		if err := b.serve(s); err != nil {
 			return err
@@ -109,7 +111,7 @@ func buildSite(at place, plainPeers bool) (*site, error) {
 				return nil, err
 			}
 		}
-		return &site{t.Client, t.Gateway, t.Server, t.ServerIP4, t.LANIf, t.WANIf, t.ClientIf}, nil
+		return &site{client: t.Client, gateway: t.Gateway, server: t.Server, serverIP: t.ServerIP4, lanIf: t.LANIf, wanIf: t.WANIf, endIf: t.ClientIf}, nil
 	}
 	l, err := lab.New("bench-" + string(at))
 	if err != nil {
@@ -119,7 +121,7 @@ func buildSite(at place, plainPeers bool) (*site, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &site{t.Client, t.Appliance, t.Server, t.ServerIP4, t.LANIf, t.WANIf, t.ClientIf}, nil
+	return &site{client: t.Client, gateway: t.Appliance, server: t.Server, serverIP: t.ServerIP4, lanIf: t.LANIf, wanIf: t.WANIf, endIf: t.ClientIf}, nil
 }
 
 // close ends the servers and removes all namespaces.
@@ -181,6 +183,12 @@ func (b *bed) serve(s *site) error {
 	}
 	if _, err := startSelf(b.ctx, s.server, endpointCPU, nil, "serve-bulk", fmt.Sprintf(":%d", bulkPort)); err != nil {
 		return err
+	}
+	if slices.ContainsFunc(b.workloads, func(w workload) bool { return strings.HasPrefix(w.name, "tls-") }) {
+		ports = append(ports, tlsPort)
+		if _, err := startSelf(b.ctx, s.server, endpointCPU, nil, "serve-tls", fmt.Sprintf(":%d", tlsPort)); err != nil {
+			return err
+		}
 	}
 	ln, err := s.server.Listen("tcp", s.addr(originPort))
 	if err != nil {

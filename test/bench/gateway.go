@@ -23,6 +23,7 @@ type gateway struct {
 	config      string   // of penstock; with it there is no start
 	depth       string   // at which penstock's chain must run
 	inXDP       bool     // penstock's packets are to stay there
+	asked       bool     // it refuses server names, and only runs where it is asked for by its name
 	binary      string   // of penstock; "": the one to measure
 	start       func(ctx context.Context, b *bed, s *site) (*running, error)
 }
@@ -100,6 +101,9 @@ func gateways() []gateway {
 		{name: "haproxy-tcp", about: "HAProxy, mode tcp, TPROXY", place: asRouter, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxy("tcp")},
 		{name: "haproxy-http", about: "HAProxy, mode http, TPROXY", place: asRouter, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxy("http")},
 		{name: "haproxy-http-log", about: "HAProxy, mode http, TPROXY, refuses hosts and logs each request to a file", place: asRouter, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxyHTTPLog},
+		{name: "splice+tls", about: "penstock, tcp stage at depth terminate, a policy for server names in the tls stage, then spliced; port 83", place: inWire, config: sniChain("terminate"), depth: "terminate", inXDP: true, asked: true},
+		{name: "inspect+tls", about: "the same policy at depth inspect, then offloaded; port 83", place: inWire, config: sniChain("inspect"), depth: "inspect", inXDP: true, asked: true},
+		{name: tlsYardstick, about: "HAProxy, mode tcp, the same policy by req.ssl_sni, TPROXY", place: asRouter, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxySNI, asked: true},
 		{name: "nginx-stream", about: "nginx, stream proxy, TPROXY", place: asRouter, onlyAddress: true, needs: []string{"nginx", "nft", "ip"}, start: startNginx},
 		{name: "go-tproxy", about: "a plain Go proxy, TPROXY, splice(2)", place: asRouter, needs: []string{"nft", "ip"}, start: startGoProxy},
 		{name: "ip_forward", about: "plain kernel forwarding", place: asRouter, start: startForwarding},
@@ -123,7 +127,7 @@ interface = "eth2"
 [[steer]]
 from     = "lan"
 proto    = "tcp"
-dst_port = ["80-82"]
+dst_port = ["80-83"]
 to       = "web"
 [[chain]]
 name = "web"
@@ -131,6 +135,16 @@ name = "web"
   kind  = "tcp"
   depth = "terminate"
 `
+
+// sniChain refuses TLS connections by the server name.
+func sniChain(depth string) string {
+	text := strings.Replace(spliceChain, `["80-83"]`, `[83]`, 1)
+	return strings.Replace(text, `depth = "terminate"`, fmt.Sprintf("depth = %q", depth), 1) + `
+  [[chain.stage]]
+  kind     = "tls"
+  deny_sni = ["*.ads.example"]
+`
+}
 
 const httpStage = `
   [[chain.stage]]

@@ -18,6 +18,7 @@ type workload struct {
 	name, unit, about string
 	needs             []string // programs that make the load
 	run               func(ctx context.Context, b *bed, s *site) (loaded, error)
+	asked             bool // only runs where it is asked for by its name
 }
 
 // Name implements named.
@@ -42,13 +43,13 @@ const (
 var web = []string{"wrk", "nginx"}
 
 func workloads() []workload {
-	return []workload{
-		{"keepalive", "requests", fmt.Sprintf("GET of %d bytes on %d kept connections", bodySize, manyConns), web, runKeepAlive},
-		{"close", "connections", fmt.Sprintf("one GET of %d bytes for each connection, %d at a time", bodySize, manyConns), web, runClose},
-		{"download", "Gbit", fmt.Sprintf("%d connections, objects of %d MiB", bulkConns, bulkObject>>20), nil, runDownload},
-		{"upload", "Gbit", fmt.Sprintf("%d connections, objects of %d MiB", bulkConns, bulkObject>>20), nil, runUpload},
-		{"pingpong", "requests", fmt.Sprintf("GET of %d bytes on one kept connection, one after the other", bodySize), web, runPingPong},
-	}
+	return append([]workload{
+		{name: "keepalive", unit: "requests", about: fmt.Sprintf("GET of %d bytes on %d kept connections", bodySize, manyConns), needs: web, run: runKeepAlive},
+		{name: "close", unit: "connections", about: fmt.Sprintf("one GET of %d bytes for each connection, %d at a time", bodySize, manyConns), needs: web, run: runClose},
+		{name: "download", unit: "Gbit", about: fmt.Sprintf("%d connections, objects of %d MiB", bulkConns, bulkObject>>20), needs: nil, run: runDownload},
+		{name: "upload", unit: "Gbit", about: fmt.Sprintf("%d connections, objects of %d MiB", bulkConns, bulkObject>>20), needs: nil, run: runUpload},
+		{name: "pingpong", unit: "requests", about: fmt.Sprintf("GET of %d bytes on one kept connection, one after the other", bodySize), needs: web, run: runPingPong},
+	}, tlsWorkloads()...)
 }
 
 // wrkScript makes wrk print its result as one line of JSON.

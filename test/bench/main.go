@@ -69,8 +69,8 @@ func main() {
 func parseOptions(args []string) (o options, err error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	quick := fs.Bool("quick", false, "one round of one second for each load: does it run at all")
-	chosenGateways := fs.String("gateways", "", "which gateways, joined by commas; all: "+strings.Join(names(gateways()), ", "))
-	chosenWorkloads := fs.String("workloads", "", "which workloads, joined by commas; all: "+strings.Join(names(workloads()), ", "))
+	chosenGateways := fs.String("gateways", "", "which gateways, joined by commas, of "+strings.Join(names(gateways()), ", "))
+	chosenWorkloads := fs.String("workloads", "", "which workloads, joined by commas, of "+strings.Join(names(workloads()), ", "))
 	fs.IntVar(&o.rounds, "rounds", 3, "rounds; in each, every gateway does every workload")
 	fs.IntVar(&o.seconds, "seconds", 2, "length of one load")
 	fs.StringVar(&o.json, "json", "", "write all measurements and conditions to this file")
@@ -96,8 +96,14 @@ func parseOptions(args []string) (o options, err error) {
 	if o.gateways, err = choose(gateways(), *chosenGateways); err != nil {
 		return o, err
 	}
+	if *chosenGateways == "" {
+		o.gateways = slices.DeleteFunc(o.gateways, func(g gateway) bool { return g.asked })
+	}
 	if o.workloads, err = choose(workloads(), *chosenWorkloads); err != nil {
 		return o, err
+	}
+	if *chosenWorkloads == "" {
+		o.workloads = slices.DeleteFunc(o.workloads, func(w workload) bool { return w.asked })
 	}
 	if o.penstock, err = filepath.Abs(o.penstock); err != nil {
 		return o, err

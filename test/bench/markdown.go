@@ -56,6 +56,7 @@ func (r report) markdown(out io.Writer) {
 				whole(each(func(m result) float64 { return float64(m.Retransmits) })))
 		}
 	}
+	r.breakEvens(out)
 	if r.XSK != nil && len(r.XSK.Lines) > 0 {
 		fmt.Fprint(out, "\n| AF_XDP package | packets | kpkt per CPU-s | of Penstock's |\n|---|---|---|---|\n")
 		for _, l := range r.XSK.Lines {

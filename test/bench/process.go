@@ -96,6 +96,10 @@ func runChild(args []string) (status int, child bool) {
 		err = serveBulk(args[1])
 	case "load-bulk":
 		err = loadBulk(args[1:], os.Stdout)
+	case "serve-tls":
+		err = serveTLS(args[1])
+	case "load-tls":
+		err = loadTLS(args[1:], os.Stdout)
 	case "proxy":
 		err = proxy(args[1])
 	default:

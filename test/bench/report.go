@@ -150,6 +150,7 @@ func (r report) print(out io.Writer) {
 			r.printWorkload(out, w)
 		}
 	}
+	r.breakEvens(out)
 	r.printXSK(out)
 	fmt.Fprintln(out)
 	for _, f := range r.failures() {

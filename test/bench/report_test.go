@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"math"
 	"strings"
 	"testing"
 )
@@ -136,7 +137,7 @@ func TestChoose(t *testing.T) {
 
 func TestOptions(t *testing.T) {
 	o, err := parseOptions([]string{"-quick", "-gateways", "forward"})
-	if err != nil || o.rounds != 1 || o.seconds != 1 || len(o.gateways) != 1 || len(o.workloads) != len(workloads()) {
+	if err != nil || o.rounds != 1 || o.seconds != 1 || len(o.gateways) != 1 || len(o.workloads) != len(workloads())-len(tlsSizes) {
 		t.Errorf("options %+v, %v", o, err)
 	}
 	for _, bad := range [][]string{{"-rounds", "0"}, {"-seconds", "900"}, {"keepalive"}, {"-workloads", "x"}} {
@@ -202,5 +203,40 @@ func TestAgainst(t *testing.T) {
 	got := strings.Join(names(against(gateways()[:3], "/other")), " ")
 	if got != "redirect offload offload@other forward forward@other" {
 		t.Errorf("got %s", got)
+	}
+}
+
+func TestBreakEven(t *testing.T) {
+	ours, theirs := line{100e-6, 1e-9}, line{60e-6, 2e-9}
+	var size, cost []float64
+	for _, n := range tlsSizes {
+		size, cost = append(size, float64(n)), append(cost, ours.at(float64(n)))
+	}
+	l, ok := fitLine(size, cost)
+	if !ok || math.Abs(l.Connection/ours.Connection-1) > 1e-6 || math.Abs(l.Byte/ours.Byte-1) > 1e-6 {
+		t.Errorf("fit %+v, want %+v", l, ours)
+	}
+	if n, ok := breakEven(ours, theirs); !ok || math.Abs(n-40e3) > 1 {
+		t.Errorf("even at %v bytes, want 40000", n)
+	}
+	if n, ok := breakEven(line{50e-6, 1e-9}, theirs); !ok || n != 0 {
+		t.Errorf("cheaper in all: from %v bytes on", n)
+	}
+	if _, ok := breakEven(theirs, ours); ok {
+		t.Error("dearer with every byte, and even at some time")
+	}
+	if _, ok := fitLine(size[:1], cost); ok {
+		t.Error("a line through one point")
+	}
+	var r report
+	for _, n := range tlsSizes {
+		for g, l := range map[string]line{"splice+tls": ours, tlsYardstick: theirs} {
+			r.Results = append(r.Results, result{Gateway: g, Workload: tlsName(n), PerCPUSecond: 1 / l.at(float64(n))})
+		}
+	}
+	var out bytes.Buffer
+	r.breakEvens(&out)
+	if want := "| `splice+tls` | 100.0 | 1024 | from 39 KiB on |"; !strings.Contains(out.String(), want) {
+		t.Errorf("no %q in\n%s", want, out.String())
 	}
 }

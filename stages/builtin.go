@@ -8,6 +8,7 @@ import (
 	"penstock/pipeline"
 	"penstock/stages/acl"
 	"penstock/stages/capture"
+	"penstock/stages/dns"
 	"penstock/stages/http"
 	"penstock/stages/llm"
 	"penstock/stages/ratelimit"
@@ -20,6 +21,7 @@ func Builtin() *pipeline.Registry {
 	r := &pipeline.Registry{}
 	pipeline.Register(r, acl.Descriptor())
 	pipeline.Register(r, capture.Descriptor())
+	pipeline.Register(r, dns.Descriptor())
 	pipeline.Register(r, http.Descriptor())
 	pipeline.Register(r, llm.Descriptor())
 	pipeline.Register(r, ratelimit.Descriptor())

@@ -28,6 +28,12 @@ type Config struct {
 	// If set, the first entry that has the server name must have the
 	// destination too, and there must be one.
 	RequireSNIMatch []SNIMatch `toml:"require_sni_match"`
+	// Whether the server name must be one that led to the destination in DNS, as
+	// the stage dns has seen it: "off", "log" or "deny".
+	RequireDNS string `toml:"require_dns"`
+	// What require_dns makes of a destination that it knows nothing of: "allow" or
+	// "deny".
+	DNSUnknown string `toml:"dns_unknown"`
 	// The oldest version that may be spoken: "1.0" to "1.3", or "".
 	MinVersion string `toml:"min_version"`
 	// Refuse hellos with an encrypted ClientHello or server name.
@@ -57,7 +63,7 @@ type SNIMatch struct {
 }
 
 func defaults() Config {
-	return Config{Deny: "alert", OnBad: "auto", MaxHello: 32 << 10, MaxRecords: 4096, Log: true}
+	return Config{RequireDNS: "off", DNSUnknown: "allow", Deny: "alert", OnBad: "auto", MaxHello: 32 << 10, MaxRecords: 4096, Log: true}
 }
 
 const (
@@ -84,6 +90,12 @@ func validate(c *Config, issues *pipeline.Issues) {
 		if len(m.Dst) == 0 {
 			issues.Add(at, `dst must have at least one prefix, such as ["192.0.2.0/24"], got none`)
 		}
+	}
+	if c.RequireDNS != "off" && c.RequireDNS != "log" && c.RequireDNS != "deny" {
+		issues.Add("require_dns", `want "off", "log" or "deny", got %q`, c.RequireDNS)
+	}
+	if c.DNSUnknown != "allow" && c.DNSUnknown != "deny" {
+		issues.Add("dns_unknown", `want "allow" or "deny", got %q`, c.DNSUnknown)
 	}
 	c.sets = policy.Check(ruleVars, c.Rules, "rules", issues)
 	if _, ok := versions[c.MinVersion]; !ok {
@@ -127,7 +139,7 @@ func validJA4(p string) bool {
 
 // restricts reports whether anything is refused by policy.
 func (c *Config) restricts() bool {
-	return len(c.DenySNI)+len(c.AllowSNI)+len(c.DenyJA4)+len(c.AllowJA4)+len(c.RequireSNIMatch) > 0 || versions[c.MinVersion] > 0 || c.DenyECH || policy.Refuse(c.Rules)
+	return len(c.DenySNI)+len(c.AllowSNI)+len(c.DenyJA4)+len(c.AllowJA4)+len(c.RequireSNIMatch) > 0 || versions[c.MinVersion] > 0 || c.DenyECH || c.RequireDNS == "deny" || policy.Refuse(c.Rules)
 }
 
 // denies reports whether connections that cannot be read are refused.

@@ -8,6 +8,7 @@ import (
 
 	"penstock/internal/config"
 	"penstock/pipeline"
+	"penstock/stages/dns"
 	"penstock/stages/tcp"
 )
 
@@ -19,10 +20,11 @@ func TestExamples(t *testing.T) {
 	reg := &pipeline.Registry{}
 	pipeline.Register(reg, Descriptor())
 	pipeline.Register(reg, tcp.Descriptor())
+	pipeline.Register(reg, dns.Descriptor())
 	hello := transcript(t, nil)
 	want := map[string][]string{ // what the example does with a handshake for www.good.example
 		"README.md":         {"", "", "tls_sni_mismatch", "", ""},
-		"../../docs/tls.md": {"", "", "tls_sni_denied", "", ""},
+		"../../docs/tls.md": {"", "", "tls_sni_denied", "", "", ""},
 	}
 	for file, results := range want {
 		text, err := os.ReadFile(file)
@@ -45,7 +47,7 @@ func TestExamples(t *testing.T) {
 			if strings.Contains(src, "[[steer]]") && len(cfg.Warnings) > 0 {
 				t.Errorf("%s, example %d: %v", file, i+1, cfg.Warnings)
 			}
-			stages := cfg.Chains[0].Spec.Stages
+			stages := cfg.Chains[len(cfg.Chains)-1].Spec.Stages
 			c := *stages[len(stages)-1].Config.(*Config)
 			r := newRig(t, func(own *Config) { *own = c })
 			if got := r.run(server4, hello, 0).reason(); got != results[i] {

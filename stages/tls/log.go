@@ -35,6 +35,7 @@ type tlsRecord struct {
 	CipherSuite   string `json:"cipher_suite,omitempty"`   // what the server chose, as in IANA's registry: "0x1301"
 	ECH           bool   `json:"ech,omitempty"`
 	ESNI          bool   `json:"esni,omitempty"`
+	DNS           string `json:"sni_in_dns,omitempty"` // "seen", "other" or "unknown", where require_dns asks
 	HelloRetry    bool   `json:"hello_retry,omitempty"`
 	Alert         *uint8 `json:"alert,omitempty"` // the server refused: the description of its alert
 }

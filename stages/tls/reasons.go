@@ -9,6 +9,7 @@ import (
 var (
 	reasonSNI         = pipeline.DefineReason("tls_sni_denied", "deny_sni or allow_sni refuse the server name, or there is none")
 	reasonMismatch    = pipeline.DefineReason("tls_sni_mismatch", "require_sni_match has no entry with this server name for this destination")
+	reasonDNS         = pipeline.DefineReason("tls_sni_not_in_dns", "require_dns is set and the server name never led to this destination, or, with dns_unknown, no name did")
 	reasonJA4         = pipeline.DefineReason("tls_ja4_denied", "deny_ja4 or allow_ja4 refuse the client's fingerprint")
 	reasonVersion     = pipeline.DefineReason("tls_version_denied", "the client offers, or the server chose, no version from min_version on")
 	reasonECH         = pipeline.DefineReason("tls_ech_denied", "deny_ech is set and the client hides its server name, or pretends to")
@@ -28,7 +29,7 @@ var (
 
 func reasons() []pipeline.Reason {
 	return []pipeline.Reason{
-		reasonSNI, reasonMismatch, reasonJA4, reasonVersion, reasonECH, reasonRule, reasonRuleFailed, reasonSNIChanged, reasonNotTLS, reasonSSLv2, reasonBadRecord,
+		reasonSNI, reasonMismatch, reasonDNS, reasonJA4, reasonVersion, reasonECH, reasonRule, reasonRuleFailed, reasonSNIChanged, reasonNotTLS, reasonSSLv2, reasonBadRecord,
 		reasonRecords, reasonTooLarge, reasonBadMessage, reasonBadHello, reasonIncomplete, reasonServerHello,
 	}
 }
@@ -55,7 +56,7 @@ func alert(why pipeline.Reason) []byte {
 	switch why {
 	case reasonNotTLS, reasonSSLv2:
 		return nil
-	case reasonSNI, reasonMismatch:
+	case reasonSNI, reasonMismatch, reasonDNS:
 		description = alertUnrecognizedName
 	case reasonJA4, reasonECH, reasonRule, reasonRuleFailed, reasonSNIChanged:
 		description = alertAccessDenied

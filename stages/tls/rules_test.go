@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"penstock/internal/config"
+	"penstock/internal/dnsseen"
 	"penstock/internal/policy"
 	"penstock/pipeline"
 	"penstock/stages/tcp"
@@ -141,4 +142,36 @@ name = "tls"
 
 func officeSets() map[string][]netip.Prefix {
 	return map[string][]netip.Prefix{"office": {netip.MustParsePrefix("10.0.0.0/16")}, "servers": {netip.MustParsePrefix("192.0.2.0/24")}}
+}
+
+// TestRequireDNS: what is seen, what is other, and what is unknown, by mode.
+func TestRequireDNS(t *testing.T) {
+	hello := transcript(t, nil)
+	noName := transcript(t, func(c, _ *stdtls.Config) { c.ServerName = "" })
+	dst := netip.MustParseAddrPort(server4).Addr()
+	for _, row := range []struct {
+		mode, unknown, learnt string
+		in                    []piece
+		want, word            string
+	}{
+		{"deny", "allow", "www.good.example", hello, "", "seen"},
+		{"deny", "allow", "www.bad.example", hello, "tls_sni_not_in_dns", "other"},
+		{"deny", "allow", "www.good.example", noName, "tls_sni_not_in_dns", "other"},
+		{"deny", "allow", "", hello, "", "unknown"},
+		{"deny", "deny", "", hello, "tls_sni_not_in_dns", "unknown"},
+		{"log", "deny", "www.bad.example", hello, "", "other"},
+		{"off", "deny", "www.bad.example", hello, "", ""},
+	} {
+		r := newRig(t, func(c *Config) { c.RequireDNS, c.DNSUnknown = row.mode, row.unknown })
+		r.seen = &dnsseen.Table{}
+		if row.learnt != "" {
+			r.seen.Learn(row.learnt, dst, 1000, 0)
+		}
+		if got := r.run(server4, row.in, 0).reason(); got != row.want {
+			t.Errorf("%+v: got %q", row.mode+" "+row.unknown+" "+row.learnt, got)
+		}
+		if e := r.rec.events(t)[0]; e.TLS.DNS != row.word {
+			t.Errorf("%s %s %s: recorded %+v", row.mode, row.unknown, row.learnt, e.TLS)
+		}
+	}
 }

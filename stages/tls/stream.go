@@ -58,7 +58,7 @@ func (c *stream) Data(d pipeline.Direction, b []byte, now int64) (int, pipeline.
 	for pos < len(b) {
 		n, e := r.Next(b[pos:])
 		pos += n
-		v := c.event(d, r, e)
+		v := c.event(d, r, e, now)
 		switch {
 		case v.Action == pipeline.StreamDeny:
 			return safe, v
@@ -78,13 +78,13 @@ func (c *stream) Data(d pipeline.Direction, b []byte, now int64) (int, pipeline.
 }
 
 // event is told what a reader has come to.
-func (c *stream) event(d pipeline.Direction, r *tlshello.Reader, e tlshello.Event) pipeline.StreamVerdict {
+func (c *stream) event(d pipeline.Direction, r *tlshello.Reader, e tlshello.Event, now int64) pipeline.StreamVerdict {
 	if d == pipeline.ToClient {
 		return c.serverEvent(r, e)
 	}
 	switch e {
 	case tlshello.Message:
-		return c.clientHello(r.Message())
+		return c.clientHello(r.Message(), now)
 	case tlshello.Failed:
 		return c.bad(faultReasons[r.Fault()])
 	case tlshello.Alert, tlshello.ChangeCipher, tlshello.Protected:
@@ -97,7 +97,7 @@ func (c *stream) event(d pipeline.Direction, r *tlshello.Reader, e tlshello.Even
 }
 
 // clientHello judges a message of the client.
-func (c *stream) clientHello(msg []byte) pipeline.StreamVerdict {
+func (c *stream) clientHello(msg []byte, now int64) pipeline.StreamVerdict {
 	s := c.s
 	h := &s.hello
 	if f := tlshello.ParseClientHello(msg, h); f != tlshello.FaultNone {
@@ -139,6 +139,9 @@ func (c *stream) clientHello(msg []byte) pipeline.StreamVerdict {
 		}
 	}
 	if why := s.policy.judge(h, name, c.conn.Server.Addr(), ja4); why != pipeline.ReasonNone {
+		return c.deny(why)
+	}
+	if why := c.askDNS(name, now); why != pipeline.ReasonNone {
 		return c.deny(why)
 	}
 	if why := c.askRules(h, name); why != pipeline.ReasonNone {

@@ -10,6 +10,7 @@ package tls
 import (
 	_ "embed"
 
+	"penstock/internal/dnsseen"
 	"penstock/internal/policy"
 	"penstock/internal/tlshello"
 	"penstock/pipeline"
@@ -58,8 +59,9 @@ type stage struct {
 	env      *pipeline.Env
 	policy   lists
 	rules    *policy.Judge[facts] // nil: none
-	restrict bool                 // the policy refuses anything
-	enforce  bool                 // what cannot be read is refused
+	seen     *dnsseen.Table
+	restrict bool // the policy refuses anything
+	enforce  bool // what cannot be read is refused
 	buffers  [][]byte
 
 	// Scratch of one call.
@@ -69,7 +71,7 @@ type stage struct {
 
 	hosts *pipeline.Top
 
-	hellos, answers, retries, ech, denied, released, lost, blind, unanswered *pipeline.Counter
+	hellos, answers, retries, ech, denied, released, lost, blind, unanswered, dnsOther, dnsUnknown *pipeline.Counter
 }
 
 func newStage(c Config, env *pipeline.Env) (*stage, error) {
@@ -88,6 +90,9 @@ func newStage(c Config, env *pipeline.Env) (*stage, error) {
 	s.released = ctr("released", "connections let go of because their beginning cannot be read")
 	s.lost = ctr("server_lost", "connections whose server's hello cannot be read")
 	s.blind = ctr("sight_lost", "connections that went on out of sight before their handshake was answered")
+	s.seen = dnsseen.Appliance()
+	s.dnsOther = ctr("dns_other", "hellos whose server name never led to their destination, where require_dns asks")
+	s.dnsUnknown = ctr("dns_unknown", "hellos to a destination that no name was seen to lead to, where require_dns asks")
 	s.unanswered = ctr("unanswered", "connections that ended after the ClientHello, before a ServerHello")
 	return s, nil
 }
@@ -95,7 +100,7 @@ func newStage(c Config, env *pipeline.Env) (*stage, error) {
 // Open implements pipeline.StreamStage.
 func (s *stage) Open(c *pipeline.Conn) pipeline.Stream {
 	logs := s.cfg.Log && s.env.Recorder.Enabled("tls")
-	if c.Midstream || !logs && !s.enforce && !s.restrict && s.rules == nil {
+	if c.Midstream || !logs && !s.enforce && !s.restrict && s.rules == nil && s.cfg.RequireDNS == "off" {
 		return nil // of a connection that was open before, the hello has passed
 	}
 	// Who does not terminate cannot acknowledge what it holds, and a client with

@@ -539,7 +539,7 @@ func TestValidate(t *testing.T) {
 		paths = append(paths, i.Path)
 	}
 	want := "[deny_sni[1] allow_sni[1] deny_ja4[2] deny_ja4[3] deny_ja4[4] deny_ja4[5] deny_ja4[6] allow_ja4[0] " +
-		"require_sni_match[0] require_sni_match[0] require_sni_match[1].sni[0] min_version deny on_bad max_hello max_records]"
+		"require_sni_match[0] require_sni_match[0] require_sni_match[1].sni[0] require_dns dns_unknown min_version deny on_bad max_hello max_records]"
 	if got := fmt.Sprint(paths); got != want {
 		t.Errorf("got %s\nwant %s", got, want)
 	}

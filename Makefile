@@ -6,13 +6,41 @@ PKGS    := ./...
 # Never from the cache: the end-to-end tests run a binary that it does not know of.
 GOTEST  := $(GO) test -p 2 -count 1
 
-.PHONY: help build demo test test-vm check unit race bench fuzz generate packages clean
+# What `make install` and `make deb` make of it.
+PREFIX  ?= /usr/local
+DESTDIR ?=
+SYSCONFDIR ?= /etc
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0)
+
+.PHONY: help build release demo test test-vm check unit race bench fuzz generate packages install deb deb-test clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build bin/penstock
 	$(GO) build -trimpath -o bin/penstock ./cmd/penstock
+
+install: release ## install below PREFIX (/usr/local), DESTDIR before it: binary, unit, configurations, documents
+	install -D -m 0755 bin/release/penstock $(DESTDIR)$(PREFIX)/bin/penstock
+	install -D -m 0755 dist/prepare $(DESTDIR)$(PREFIX)/lib/penstock/prepare
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(SYSCONFDIR)/penstock $(DESTDIR)$(PREFIX)/share/doc/penstock
+	sed 's#/usr/bin/penstock#$(PREFIX)/bin/penstock#; s#/usr/lib/penstock#$(PREFIX)/lib/penstock#' 'dist/penstock@.service' >'$(DESTDIR)$(PREFIX)/lib/systemd/system/penstock@.service'
+	for f in configs/*.toml; do t=$(DESTDIR)$(SYSCONFDIR)/penstock/$${f##*/}; [ -e $$t ] || install -m 0644 $$f $$t; done
+	install -m 0644 README.md CHANGELOG.md LICENSE docs/*.md $(DESTDIR)$(PREFIX)/share/doc/penstock
+	for f in $(wildcard dist/man/*.[1-9]); do install -D -m 0644 $$f $(DESTDIR)$(PREFIX)/share/man/man$${f##*.}/$${f##*/}; done
+	for f in $(wildcard dist/completion/penstock); do install -D -m 0644 $$f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/penstock; done
+
+release: # a static binary that knows its version
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/release/penstock ./cmd/penstock
+
+deb: ## build a Debian package into bin/
+	rm -rf bin/deb && mkdir -p bin/deb
+	$(MAKE) --no-print-directory install DESTDIR=$(CURDIR)/bin/deb PREFIX=/usr >/dev/null
+	dist/deb/build.sh bin/deb $(VERSION) bin/penstock_$(VERSION)_$$(dpkg --print-architecture).deb
+	rm -rf bin/deb
+
+deb-test: deb ## install the package into a clean Debian and use it there (root, debootstrap and a mirror)
+	dist/deb/test.sh bin/penstock_$(VERSION)_$$(dpkg --print-architecture).deb
 
 demo: build ## build and run the demo: client, appliance and server in namespaces (root)
 	bin/penstock demo

@@ -82,6 +82,18 @@ func (s *ChainSpec) Depth() (d Depth, stage, why string) {
 	return d, stage, why
 }
 
+// Resumes reports whether the chain can go on with flows whose beginning it has
+// not seen.
+func (s *ChainSpec) Resumes() bool {
+	d, _, _ := s.Depth()
+	for _, st := range s.Stages {
+		if st.Kind.Layer == BoundaryLayer && (d > DepthInspect || st.Kind.resumes == nil || !st.Kind.resumes(st.Config)) {
+			return false
+		}
+	}
+	return true
+}
+
 // Chain is one worker's instance of a chain.
 type Chain struct {
 	Name      string

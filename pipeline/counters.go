@@ -147,6 +147,32 @@ func (c *ChainStats) Add(o ChainStats) {
 	}
 }
 
+// AddFormer adds the figures of an instance that had another configuration.
+// Stages are matched by their kinds, in order; one that there is no more counts in
+// the figures of the chain only.
+func (c *ChainStats) AddFormer(o ChainStats) {
+	match := ChainStats{Name: o.Name, Packets: o.Packets, Bytes: o.Bytes, Stages: make([]StageStats, len(c.Stages))}
+	if c.Stages == nil {
+		match.Stages = o.Stages
+	}
+	at := 0
+	for _, s := range o.Stages {
+		for i := at; i < len(c.Stages); i++ {
+			if c.Stages[i].Kind == s.Kind {
+				match.Stages[i], at = s, i+1
+				break
+			}
+		}
+	}
+	for i := range c.Stages {
+		match.Stages[i].Kind = c.Stages[i].Kind
+	}
+	name := c.Name
+	if c.Add(match); name != "" {
+		c.Name = name
+	}
+}
+
 // Totals account for every packet: Packets = Forwarded + Consumed + the sum of
 // Dropped. Emitted packets are the stages' own; of those, EmitLost did not find
 // room in a transmit ring.

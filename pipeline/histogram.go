@@ -66,6 +66,9 @@ func addHistograms(sum, more []HistogramStats) []HistogramStats {
 			sum = append(sum, m)
 			continue
 		}
+		if len(m.Counts) != len(sum[i].Counts) {
+			continue // of another configuration
+		}
 		for j, n := range m.Counts {
 			sum[i].Counts[j] += n
 		}

@@ -48,6 +48,10 @@ type Descriptor[C any] struct {
 	// Only for NewBoundary.
 	Depth func(c C, n Need) (Depth, string)
 
+	// Resumes reports whether a stage that inspects goes on with connections whose
+	// beginning it has not seen; only for NewBoundary. nil: it does not.
+	Resumes func(c C) bool
+
 	// Suits adds the problems of a configuration whose stream stages need n,
 	// because of the stage of that name; only for NewBoundary. nil: all suits.
 	Suits func(c C, n Need, stage, why string, issues *Issues)
@@ -80,6 +84,7 @@ type Kind struct {
 	releases    func(any) string
 	describe    func(any) []string
 	needs       func(any) (Need, string)
+	resumes     func(any) bool
 	suits       func(any, Need, string, string, *Issues)
 }
 
@@ -196,6 +201,9 @@ func Register[C any](r *Registry, d Descriptor[C]) {
 	}
 	if d.Suits != nil {
 		k.suits = func(c any, n Need, stage, why string, i *Issues) { d.Suits(*c.(*C), n, stage, why, i) }
+	}
+	if d.Resumes != nil {
+		k.resumes = func(c any) bool { return d.Resumes(*c.(*C)) }
 	}
 	if d.Releases != nil {
 		k.releases = func(c any) string { return d.Releases(*c.(*C)) }

@@ -156,3 +156,33 @@ func TestSwapWhileRunning(t *testing.T) {
 		t.Errorf("stages saw %d of %+v", seen, tot)
 	}
 }
+
+// TestAddFormer: figures go on where the stages are the same, and none of the
+// packets is lost where they are not.
+func TestAddFormer(t *testing.T) {
+	stage := func(kind string, n uint64) StageStats {
+		return StageStats{Kind: kind, Packets: n, Counters: map[string]uint64{"c": n}}
+	}
+	chain := func(n uint64, stages ...StageStats) ChainStats {
+		return ChainStats{Name: "web", Packets: n, Bytes: 10 * n, Stages: stages}
+	}
+	for _, c := range []struct{ now, former, want ChainStats }{
+		{chain(1, stage("acl", 1), stage("tcp", 2)), chain(5, stage("acl", 3), stage("tcp", 4)), chain(6, stage("acl", 4), stage("tcp", 6))},
+		{chain(1, stage("tcp", 2)), chain(5, stage("acl", 3), stage("tcp", 4)), chain(6, stage("tcp", 6))},
+		{chain(1, stage("acl", 1), stage("tcp", 2)), chain(5, stage("tcp", 4), stage("http", 3)), chain(6, stage("acl", 1), stage("tcp", 6))},
+		{chain(1, stage("acl", 1), stage("acl", 2)), chain(5, stage("acl", 3)), chain(6, stage("acl", 4), stage("acl", 2))},
+		{ChainStats{}, chain(5, stage("acl", 3)), chain(5, stage("acl", 3))},
+		{chain(1, []StageStats{}...), chain(5, stage("acl", 3)), chain(6)},
+	} {
+		got := c.now
+		got.AddFormer(c.former)
+		if got.Packets != c.want.Packets || got.Bytes != c.want.Bytes || got.Name != "web" {
+			t.Errorf("got %+v, want %+v", got, c.want)
+		}
+		for i, s := range c.want.Stages {
+			if g := got.Stages[i]; g.Kind != s.Kind || g.Packets != s.Packets || g.Counters["c"] != s.Counters["c"] {
+				t.Errorf("stage %d: got %+v, want %+v", i, g, s)
+			}
+		}
+	}
+}

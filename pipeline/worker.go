@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"runtime/debug"
@@ -485,6 +486,15 @@ func (w *Worker) Drain() (left int) {
 		left += c.Drain(now)
 	}
 	return left
+}
+
+// CloseChain closes a chain that SetChains has taken away. What its stages send
+// last leaves at the end of the turn. Only from Call.
+func (w *Worker) CloseChain(c *Chain) (err error) {
+	if !w.guard(c, func() bool { err = c.Close(); return true }) {
+		err = fmt.Errorf("close chain %q: a stage panicked", c.Name)
+	}
+	return err
 }
 
 // Close closes the chains and gives back packets that were handed over. Call

@@ -36,6 +36,7 @@ func Descriptor() pipeline.Descriptor[Config] {
 			}
 			return ""
 		},
+		Resumes:  func(c Config) bool { return c.Midstream == "inspect" },
 		Default:  Default,
 		Validate: Validate,
 		Depth:    depth,

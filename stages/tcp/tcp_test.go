@@ -140,6 +140,15 @@ func TestDepth(t *testing.T) {
 			t.Errorf("%s, need %v: got %v, %q", tc.depth, tc.need, d, why)
 		}
 	}
+	for midstream, want := range map[string]bool{"bypass": false, "inspect": true} {
+		for _, d := range []string{"inspect", "terminate"} {
+			c := k.NewConfig().(*Config)
+			c.Depth, c.Midstream = d, midstream
+			if got := (&pipeline.ChainSpec{Stages: []pipeline.StageSpec{{Kind: k, Config: c}}}).Resumes(); got != (want && d == "inspect") {
+				t.Errorf("%s, midstream %s: resumes %v", d, midstream, got)
+			}
+		}
+	}
 	if k.Layer != pipeline.BoundaryLayer || !k.Affinity {
 		t.Errorf("layer %v, affinity %v", k.Layer, k.Affinity)
 	}

@@ -92,12 +92,10 @@ const BeatInterval = 50 * time.Millisecond
 const timedTurns = 64
 
 func (w *Worker) timeStages(on bool) {
-	for _, c := range w.chains {
-		if c != nil {
-			c.timer = nil
-			if on {
-				c.timer = w.clock
-			}
+	for _, c := range w.active {
+		c.timer = nil
+		if on {
+			c.timer = w.clock
 		}
 	}
 }

@@ -52,12 +52,14 @@ type appliance struct {
 	running  sync.WaitGroup
 	failed   chan error
 	handover chan struct{} // somebody wants to take over
-	draining bool
+	places   places
+	changing sync.Mutex      // held by who changes places
+	ended    <-chan struct{} // the workers stop
 
-	warnings []string // of the start, for status
+	warnings []string      // of the start, for status
+	before   *control.Exit // what the instance before this one said
 
 	offloadFailing atomic.Bool // said so
-	mu             sync.Mutex  // draining
 }
 
 // startAppliance builds the appliance and starts its workers. They run before
@@ -66,7 +68,7 @@ func startAppliance(cfg *config.Config, log *slog.Logger) (a *appliance, err err
 	a = &appliance{cfg: cfg, log: log, started: time.Now(), failed: make(chan error, 1), handover: make(chan struct{}, 1), stop: func() {}}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, a.close(true))
+			err = errors.Join(err, a.close(true, nil))
 			a = nil
 		}
 	}()
@@ -133,7 +135,7 @@ func (a *appliance) tellInheritance() {
 	if i.Refused != "" {
 		a.log.Warn("flows of the last instance are not taken over; TCP flows of it are midstream", "why", i.Refused)
 	} else if i.Flows+i.Forgotten > 0 {
-		a.log.Info("flows of the last instance are taken over", "flows", i.Flows, "forgotten", i.Forgotten)
+		a.log.Info("flows of the last instance are taken over", "flows", i.Flows, "offloaded", i.Offloaded, "resumed", i.Resumed, "bypassed", i.Passed, "forgotten", i.Forgotten)
 	}
 }
 
@@ -178,16 +180,6 @@ func (a *appliance) buildWorkers() error {
 	for i, n := range a.nics {
 		infos = append(infos, a.portInfo(i, n.queues[0]))
 	}
-	// Packets that come without metadata (the driver has no room for it) were
-	// steered somewhere: with one chain there is no doubt where.
-	unmarked := pipeline.NoChain
-	if len(a.cfg.Chains) == 1 {
-		unmarked = 0
-	}
-	var affinity []bool
-	for _, c := range a.cfg.Chains {
-		affinity = append(affinity, c.Spec.Affinity())
-	}
 	for w := range workers {
 		clock := pipeline.Clock()
 		var mine []*afxdp.Port
@@ -215,25 +207,11 @@ func (a *appliance) buildWorkers() error {
 		}
 		a.workers = append(a.workers, pipeline.NewWorker(pipeline.WorkerOptions{
 			ID: w, Ports: ports, Infos: infos, Pool: a.memory.Arena.Pool(w), Waiter: waiter, Clock: clock, Log: a.log,
-			Default: unmarked, TimeStages: true, Offloader: a, Router: a.routing(), Beat: func() { a.beat(w) },
+			Default: pipeline.NoChain, TimeStages: true, Offloader: a, Router: a.routing(), Beat: func() { a.beat(w) },
 		}))
 	}
 	pipeline.Link(a.workers)
-	for _, w := range a.workers {
-		env := w.Env()
-		env.Recorder = a.record
-		var chains []*pipeline.Chain
-		for i, c := range a.cfg.Chains {
-			env.ChainID = pipeline.ChainID(i)
-			ch, err := c.Spec.Build(env)
-			if err != nil {
-				return err
-			}
-			chains = append(chains, ch)
-		}
-		w.SetChains(chains, affinity)
-	}
-	return nil
+	return a.firstPlaces()
 }
 
 // beat says that worker w works, on its queue of every port.
@@ -293,7 +271,7 @@ func (a *appliance) serve() (err error) {
 
 func (a *appliance) startWorkers() error {
 	ctx, cancel := context.WithCancel(context.Background())
-	a.stop = cancel
+	a.stop, a.ended = cancel, ctx.Done()
 	if err := a.startRouter(ctx); err != nil {
 		return err
 	}
@@ -312,6 +290,7 @@ func (a *appliance) startWorkers() error {
 	}
 	a.running.Go(func() { a.expireFlows(ctx) })
 	a.running.Go(func() { a.sweepGate(ctx) })
+	a.running.Go(func() { a.tendPlaces(ctx) })
 	if len(xdpEvents(recordSpecs(a.cfg))) > 0 {
 		a.running.Go(func() { a.readEvents(ctx) })
 	}
@@ -342,9 +321,9 @@ func (a *appliance) expireFlows(ctx context.Context) {
 // drain lets terminated connections finish, up to the deadline, and returns
 // how many are left.
 func (a *appliance) drain(ctx context.Context) (left int) {
-	a.mu.Lock()
-	a.draining = true
-	a.mu.Unlock()
+	a.places.mu.Lock()
+	a.places.draining = true
+	a.places.mu.Unlock()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -376,8 +355,9 @@ func ask[T any](w *pipeline.Worker, fn func(*pipeline.Worker) T) (v T) {
 }
 
 // close takes everything down, in the reverse order of its making. If detach
-// is false, XDP stays as on_exit says.
-func (a *appliance) close(detach bool) error {
+// is false, XDP stays as on_exit says. The report, if there is one, is completed
+// and left for a successor.
+func (a *appliance) close(detach bool, report *control.Exit) error {
 	var errs []error
 	if a.server != nil {
 		errs = append(errs, a.server.Close())
@@ -393,6 +373,10 @@ func (a *appliance) close(detach bool) error {
 	a.running.Wait()
 	for _, w := range a.workers {
 		errs = append(errs, w.Close())
+	}
+	if report != nil {
+		a.account(report)
+		a.leaveReport(report)
 	}
 	for _, w := range a.waiters {
 		errs = append(errs, w.Close())

@@ -100,8 +100,8 @@ func (a *appliance) flowEvent(k bpf.FlowKey, chain, port int) flowEvent {
 			e.VLAN = append(e.VLAN, id)
 		}
 	}
-	if chain >= 0 && chain < len(a.cfg.Chains) {
-		e.Chain = a.cfg.Chains[chain].Spec.Name
+	if p := a.placeOf(chain); p != nil {
+		e.Chain = p.conf.Name
 	}
 	if port >= 0 && port < len(a.nics) {
 		e.InIface = a.nics[port].name
@@ -150,11 +150,9 @@ func (e *ended) add(f *bpf.EndedFlow) {
 		e.record(f)
 	}
 	chain := int(f.Chain)
-	if chain < len(e.a.cfg.Chains) {
-		if d, _, _ := e.a.cfg.Chains[chain].Spec.Depth(); d >= pipeline.DepthInspect {
-			w := int(f.Hash % uint32(len(e.a.workers)))
-			e.tell[w] = append(e.tell[w], endedFlow{chain, wireFlow(f.Key)})
-		}
+	if p := e.a.placeOf(chain); p != nil && p.depth >= pipeline.DepthInspect {
+		w := int(f.Hash % uint32(len(e.a.workers)))
+		e.tell[w] = append(e.tell[w], endedFlow{chain, wireFlow(f.Key)})
 	}
 }
 
@@ -165,9 +163,10 @@ func (e *ended) record(f *bpf.EndedFlow) {
 		ev.Depth, ev.Action = pipeline.DepthOffload.String(), "drop"
 	case f.Action == bpf.Bypass:
 		ev.Depth, ev.Action = pipeline.DepthOffload.String(), "forward"
-	case int(f.Chain) < len(e.a.cfg.Chains):
-		d, _, _ := e.a.cfg.Chains[f.Chain].Spec.Depth()
-		ev.Depth = d.String()
+	default:
+		if p := e.a.placeOf(int(f.Chain)); p != nil {
+			ev.Depth = p.depth.String()
+		}
 	}
 	ev.Flow = &flowRecord{
 		PktsToServer: f.Packets, PktsToClient: f.ReplyPackets, BytesToServer: f.Bytes, BytesToClient: f.ReplyBytes,
@@ -184,7 +183,9 @@ func (e *ended) done() {
 		worker.Call(func() {
 			now := worker.Env().Now()
 			for _, f := range flows {
-				worker.Chains()[f.chain].FlowEnded(f.flow, now)
+				if chains := worker.Chains(); f.chain < len(chains) && chains[f.chain] != nil {
+					chains[f.chain].FlowEnded(f.flow, now)
+				}
 			}
 		})
 	}

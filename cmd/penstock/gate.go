@@ -78,23 +78,6 @@ func (a *appliance) openGate() (err error) {
 	return err
 }
 
-// reloadGate takes the [gate] table of a file that has changed. The rest of the
-// file counts at the next start.
-func (a *appliance) reloadGate() error {
-	cfg, err := loadConfig(a.cfg.File)
-	if err != nil {
-		return err
-	}
-	before := a.table.settings
-	a.table.settings = gateSettings(&cfg.Gate)
-	if err := a.gate.Configure(cfg.Gate.Deny, cfg.Gate.Allow); err != nil {
-		a.table.settings = before
-		return err
-	}
-	a.log.Info("gate is reloaded", "denied", len(cfg.Gate.Deny), "allowed", len(cfg.Gate.Allow))
-	return nil
-}
-
 // sweepGate forgets denies that have expired.
 func (a *appliance) sweepGate(ctx context.Context) {
 	tick := time.NewTicker(time.Second)

@@ -30,6 +30,8 @@ func commands() []command {
 		{"stages", "[KIND]", "list the stages, or print the manual of one", stagesCommand},
 		{"status", "[--control PATH] [--json]", "what a running appliance does", statusCommand},
 		{"flows", flowsArgs, "the live flows of a running appliance", flowsCommand},
+		{"reload", reloadArgs, "have a running appliance read its configuration again; --dry-run only says what would change", reloadCommand},
+		{"drain", drainArgs, "bypass new flows of a chain, or of all, and wait for those that there are", drainCommand},
 		{"deny", denyArgs, "deny sources in XDP on a running appliance, for a time or for good", denyCommand},
 		{"doctor", doctorArgs, "what this machine and its interfaces can do, what is wrong, and the command that mends it; status 1 if anything is wrong", doctorCommand},
 		{"detach", "FILE", "remove what an appliance that has gone left attached (on_exit = \"open\")", detachCommand},

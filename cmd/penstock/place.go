@@ -1,11 +1,13 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -35,7 +37,7 @@ func (a *appliance) takePlace() error {
 	}
 	a.lock = f
 	_ = f.Truncate(0)
-	_, err = f.WriteAt(fmt.Appendf(nil, "%d %s", os.Getpid(), a.cfg.Appliance.Control), 0)
+	_, err = f.WriteAt([]byte(a.lockLine()), 0)
 	return err
 }
 
@@ -47,21 +49,25 @@ func (a *appliance) lockOrTakeOver(f *os.File) error {
 	if err != nil {
 		return fmt.Errorf("read lock file: %w", err)
 	}
-	pid, socket, _ := strings.Cut(string(text), " ")
+	line, _, _ := strings.Cut(string(text), "\n")
+	pid, socket, _ := strings.Cut(line, " ")
 	other := fmt.Sprintf("an appliance named %q runs already (process %s)", a.cfg.Appliance.Name, pid)
 	if socket == "" {
 		return fmt.Errorf("%s and has no control socket to be asked over; stop it, or set another name in [appliance]", other)
 	}
-	wait, asked := control.NewClient(socket).Handover()
+	answer, asked := control.NewClient(socket).Handover()
+	wait := goneGrace // it may be ending by itself, and not answer any more
 	if asked == nil {
-		a.log.Info("taking over", "process", pid, "drains_for_at_most", wait)
+		wait = time.Duration(answer.DrainSeconds * float64(time.Second))
+		n := answer.Flows
+		a.log.Info("taking over", "process", pid, "drains_for_at_most", wait, "forwarded", n.Forwarded, "inspected", n.Inspected,
+			"terminated", n.Terminated, "spliced", n.Spliced, "offloaded", n.Offloaded)
 		wait += handoverGrace
-	} else {
-		wait = goneGrace // it may be ending by itself, and not answer any more
 	}
 	// It holds the lock until all that is its own is closed.
 	for deadline := time.Now().Add(wait); ; {
 		if locked, err := tryLock(f); locked || err != nil {
+			a.before = readReport(f, pid)
 			return err
 		}
 		if time.Now().After(deadline) {
@@ -93,13 +99,42 @@ func tryLock(f *os.File) (bool, error) {
 
 // Handover implements control.Source: the appliance drains, leaves XDP attached
 // and ends. Its successor waits for the lock.
-func (a *appliance) Handover() (time.Duration, error) {
+func (a *appliance) Handover() (h control.Handover, err error) {
 	if !a.pinned {
-		return 0, errors.New("it can pin nothing (pins in [appliance]), so that XDP would go with it")
+		return h, errors.New("it can pin nothing (pins in [appliance]), so that XDP would go with it")
 	}
+	_, h.Flows, err = a.depths()
+	h.DrainSeconds = time.Duration(a.live().Appliance.DrainTimeout).Seconds()
 	select {
 	case a.handover <- struct{}{}:
 	default: // under way
 	}
-	return time.Duration(a.cfg.Appliance.DrainTimeout), nil
+	return h, err
+}
+
+// leaveReport writes what became of this instance behind its first line in the
+// lock file, for one that takes over.
+func (a *appliance) leaveReport(x *control.Exit) {
+	text, err := json.Marshal(x)
+	if a.lock == nil || err != nil {
+		return
+	}
+	if _, err := a.lock.WriteAt(append([]byte(a.lockLine()), text...), 0); err != nil {
+		a.log.Warn("a successor cannot be told what became of the flows", "err", err)
+	}
+}
+
+func (a *appliance) lockLine() string {
+	return fmt.Sprintf("%d %s\n", os.Getpid(), a.cfg.Appliance.Control)
+}
+
+// readReport reads what an instance has left, or returns nil.
+func readReport(f *os.File, pid string) *control.Exit {
+	text, err := io.ReadAll(io.NewSectionReader(f, 0, 64<<10))
+	_, report, found := strings.Cut(string(text), "\n")
+	x := new(control.Exit)
+	if err != nil || !found || json.Unmarshal([]byte(report), x) != nil || strconv.Itoa(x.PID) != pid {
+		return nil
+	}
+	return x
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"penstock/internal/config"
+	"penstock/internal/control"
+	"penstock/pipeline"
 )
 
 func runCommand(args []string) error {
@@ -60,7 +62,7 @@ func runCommand(args []string) error {
 			return err
 		case err := <-a.failed:
 			service.stopping(err.Error())
-			return fmt.Errorf("run: %w", joinClose(err, a.close(!leavesXDP(cfg) || !a.pinned)))
+			return fmt.Errorf("run: %w", joinClose(err, a.close(!leavesXDP(cfg) || !a.pinned, nil)))
 		case <-a.handover:
 			service.stopping("handover")
 			return a.shutdown("handover", true, signals)
@@ -70,9 +72,7 @@ func runCommand(args []string) error {
 				if err := a.record.Reopen(); err != nil {
 					log.Error("records are not reopened", "err", err)
 				}
-				if err := a.reloadGate(); err != nil {
-					log.Error("gate is not reloaded: it stays as it was", "err", err)
-				}
+				_, _ = a.Reload(false) // it has said what became of it
 				service.ready()
 				continue
 			}
@@ -107,7 +107,7 @@ func (a *appliance) wireText(leaves bool) string {
 // shutdown drains and leaves XDP attached, or detaches it. A signal ends the
 // draining.
 func (a *appliance) shutdown(why string, leaves bool, signals <-chan os.Signal) error {
-	timeout := time.Duration(a.cfg.Appliance.DrainTimeout)
+	timeout := time.Duration(a.live().Appliance.DrainTimeout)
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	go func() {
@@ -118,13 +118,35 @@ func (a *appliance) shutdown(why string, leaves bool, signals <-chan os.Signal) 
 		}
 	}()
 	a.log.Info("draining", "why", why, "for_at_most", timeout)
-	left := a.drain(ctx)
-	status := a.Status()
-	err := a.close(!leaves)
-	t := status.Totals
-	a.log.Info("appliance has stopped", "connections_cut", left, "wire", a.wireText(leaves),
-		"packets", t.Packets, "forwarded", t.Forwarded, "consumed", t.Consumed, "dropped", t.DroppedTotal())
+	x := control.Exit{PID: os.Getpid(), Why: why, Wire: a.wireText(leaves)}
+	_, x.Flows, _ = a.depths()
+	start := time.Now()
+	x.Cut = a.drain(ctx)
+	x.Finished = max(x.Flows.Terminated-x.Cut, 0)
+	x.Seconds = time.Since(start).Seconds()
+	err := a.close(!leaves, &x)
+	f := x.Flows
+	a.log.Info("appliance has stopped", "wire", x.Wire, "terminated_finished", x.Finished, "connections_cut", x.Cut,
+		"inspected", f.Inspected, "forwarded_by_chains", f.Forwarded, "offloaded", f.Offloaded, "spliced", f.Spliced,
+		"packets", x.Packets, "forwarded", x.Forwarded, "consumed", x.Consumed, "dropped", sumOf(x.Dropped), "balanced", x.Balanced)
 	return err
+}
+
+// account puts the last figures of the packets into the report. The workers have
+// stopped, and given back what they held.
+func (a *appliance) account(x *control.Exit) {
+	var t pipeline.Totals
+	for _, w := range a.workers {
+		t.Add(w.Stats().Totals)
+	}
+	x.Packets, x.Forwarded, x.Consumed, x.Dropped, x.Balanced = t.Packets, t.Forwarded, t.Consumed, t.Dropped, t.Balanced()
+}
+
+func sumOf(m map[string]uint64) (n uint64) {
+	for _, v := range m {
+		n += v
+	}
+	return n
 }
 
 func joinClose(err, closing error) error {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"time"
@@ -30,13 +31,10 @@ func (a *appliance) Status() control.Status {
 func (a *appliance) Sample() control.Status { return a.sample(a.steerer.LastCount()) }
 
 func (a *appliance) sample(flows bpf.FlowCounts) control.Status {
-	a.mu.Lock()
-	draining := a.draining
-	a.mu.Unlock()
 	s := control.Status{
 		Name: a.cfg.Appliance.Name, Version: versionText(), PID: os.Getpid(), Config: a.cfg.File,
 		Mode: a.cfg.Appliance.Mode, OnExit: a.cfg.Appliance.OnExit, Started: a.started.UTC().Truncate(time.Second),
-		UptimeSeconds: time.Since(a.started).Seconds(), Draining: draining, Warnings: slices.Clone(a.warnings),
+		UptimeSeconds: time.Since(a.started).Seconds(), Goroutines: runtime.NumGoroutine(), Warnings: slices.Clone(a.warnings),
 	}
 	s.Ports = a.portStatus(&s)
 	for _, w := range a.workers {
@@ -45,17 +43,9 @@ func (a *appliance) sample(flows bpf.FlowCounts) control.Status {
 		s.Totals.Add(ws.Totals)
 		s.Frames.Total += ws.Pool.Total
 		s.Frames.Free += ws.Pool.Free
-		for i, c := range ws.Chains {
-			if i == len(s.Chains) {
-				d, stage, why := a.cfg.Chains[i].Spec.Depth()
-				if stage != "" {
-					why = fmt.Sprintf("%s: %s", stage, why)
-				}
-				s.Chains = append(s.Chains, control.Chain{Depth: d.String(), Why: why})
-			}
-			s.Chains[i].Add(c)
-		}
 	}
+	a.chainStatus(&s)
+	s.Inherited = a.inherited()
 	s.Frames.Size, s.Frames.HugePages = a.memory.Arena.FrameSize(), a.memory.UMEM.HugePages()
 	for _, p := range s.Ports {
 		for _, q := range p.Queues {
@@ -69,9 +59,19 @@ func (a *appliance) sample(flows bpf.FlowCounts) control.Status {
 	s.Flows.Steered = flows.Flows
 	for _, f := range flows.ByChain {
 		s.Flows.Offloaded += f.Bypass + f.Dropped
-		if f.Chain < len(s.Chains) {
-			c := &s.Chains[f.Chain]
-			c.Flows = map[string]int{c.Depth: f.ToChain, pipeline.DepthOffload.String(): f.Bypass, "drop": f.Dropped}
+		p := a.placeOf(f.Chain)
+		if p == nil {
+			continue
+		}
+		for i := range s.Chains {
+			if c := &s.Chains[i]; c.Name == p.conf.Name {
+				if c.Flows == nil {
+					c.Flows = map[string]int{}
+				}
+				c.Flows[p.depth.String()] += f.ToChain
+				c.Flows[pipeline.DepthOffload.String()] += f.Bypass
+				c.Flows["drop"] += f.Dropped
+			}
 		}
 	}
 	for i := range s.Chains {
@@ -88,6 +88,69 @@ func (a *appliance) sample(flows bpf.FlowCounts) control.Status {
 		s.Records = append(s.Records, control.Record{To: r.To, Written: r.Written, Dropped: r.Dropped, Failed: r.Failed, Queued: r.Queued, Error: r.Error})
 	}
 	return s
+}
+
+// chainStatus shows each chain with what its former configurations have counted.
+func (a *appliance) chainStatus(s *control.Status) {
+	p := &a.places
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	s.Draining, s.Reloads = p.draining, p.reloads
+	index := map[string]int{}
+	for i, pl := range p.current {
+		d, stage, why := pl.conf.Spec.Depth()
+		if stage != "" {
+			why = fmt.Sprintf("%s: %s", stage, why)
+		}
+		c := control.Chain{Depth: d.String(), Why: why, Drained: p.drained[pl.conf.Name]}
+		for _, b := range pl.built {
+			c.Add(b.Stats())
+		}
+		s.Chains = append(s.Chains, c)
+		index[pl.conf.Name] = i
+	}
+	former := func(name string, f pipeline.ChainStats) {
+		if i, there := index[name]; there {
+			s.Chains[i].AddFormer(f)
+			return
+		}
+		s.Removed.Packets += f.Packets
+		s.Removed.Bytes += f.Bytes
+	}
+	drain := time.Duration(p.cfg.Appliance.Drain)
+	for _, pl := range p.byID {
+		if pl == nil || slices.Contains(p.current, pl) {
+			continue
+		}
+		for _, b := range pl.built {
+			former(pl.conf.Name, b.Stats())
+		}
+		if pl.state == placeLeaving {
+			s.Leaving = append(s.Leaving, control.Leaving{
+				Chain: pl.conf.Name, ID: int(pl.id), Flows: pl.flows,
+				ForSeconds: time.Since(pl.since).Seconds(), LeftSeconds: max(drain-time.Since(pl.since), 0).Seconds(),
+			})
+		}
+	}
+	for name, f := range p.former {
+		former(name, *f)
+	}
+	for _, b := range p.passing {
+		c := b.Stats()
+		s.Removed.Packets += c.Packets
+		s.Removed.Bytes += c.Bytes
+	}
+}
+
+// inherited says what became of the flows of an instance before this one.
+func (a *appliance) inherited() *control.Inherited {
+	i := a.steerer.Inherited()
+	if i == (bpf.Inheritance{}) && a.before == nil {
+		return nil
+	}
+	return &control.Inherited{
+		Offloaded: i.Offloaded, Resumed: i.Resumed, Bypassed: i.Passed, Forgotten: i.Forgotten, Refused: i.Refused, Before: a.before,
+	}
 }
 
 func (a *appliance) portStatus(s *control.Status) (ports []control.Port) {
@@ -217,8 +280,8 @@ func (a *appliance) describeFlow(k bpf.FlowKey, chain int) control.Flow {
 			f.VLAN = append(f.VLAN, int(id))
 		}
 	}
-	if chain < len(a.cfg.Chains) {
-		spec := &a.cfg.Chains[chain].Spec
+	if p := a.placeOf(chain); p != nil {
+		spec := &p.conf.Spec
 		depth, stage, why := spec.Depth()
 		if depth == pipeline.DepthForward {
 			if stage, why = spec.Holder(); stage == "" {
@@ -252,7 +315,7 @@ func wireFlow(k bpf.FlowKey) wire.Flow {
 }
 
 func listFlows(w *pipeline.Worker) (all []pipeline.FlowInfo) {
-	for _, c := range w.Chains() {
+	for _, c := range w.Active() {
 		c.Flows(func(f pipeline.FlowInfo) { all = append(all, f) })
 	}
 	return all

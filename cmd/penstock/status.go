@@ -78,6 +78,25 @@ func printStatus(out io.Writer, s control.Status) {
 	if s.Draining {
 		fmt.Fprintln(out, "draining: no new connections are terminated")
 	}
+	if r := s.Reloads; r.Applied+r.Refused > 0 {
+		fmt.Fprintf(out, "reloads: %d applied, %d refused, the last at %s\n", r.Applied, r.Refused, r.At.Format(time.RFC3339))
+		if r.LastError != "" {
+			fmt.Fprintln(out, "  the last one was refused:", r.LastError)
+		}
+	}
+	for _, l := range s.Leaving {
+		fmt.Fprintf(out, "chain %q of an earlier configuration (number %d) still has %s, for %s at most\n", l.Chain, l.ID, depthsText(l.Flows),
+			time.Duration(l.LeftSeconds*float64(time.Second)).Round(time.Second))
+	}
+	if i := s.Inherited; i != nil {
+		fmt.Fprintf(out, "taken over: %d flows stayed offloaded, %d went on in chains, %d were bypassed, %d forgotten\n", i.Offloaded, i.Resumed, i.Bypassed, i.Forgotten)
+		if x := i.Before; x != nil {
+			fmt.Fprintf(out, "  the instance before finished %d terminated connections in %.1f s and cut %d\n", x.Finished, x.Seconds, x.Cut)
+		}
+		if i.Refused != "" {
+			fmt.Fprintln(out, "  nothing was taken over:", i.Refused)
+		}
+	}
 	for _, w := range s.Warnings {
 		fmt.Fprintln(out, "warning:", w)
 	}
@@ -122,7 +141,11 @@ func printStatus(out io.Writer, s control.Status) {
 
 	fmt.Fprintln(tw, "\nCHAIN\tDEPTH\tSTAGE\tPACKETS\tCONTINUE\tDROP\tFORWARD\tCONSUME\tCOUNTERS")
 	for _, c := range s.Chains {
-		fmt.Fprintf(tw, "%s\t%s\t\t%d\t\t\t\t\t\n", c.Name, c.Depth, c.Packets)
+		note := ""
+		if c.Drained {
+			note = "drained: new flows are bypassed"
+		}
+		fmt.Fprintf(tw, "%s\t%s\t\t%d\t\t\t\t\t%s\n", c.Name, c.Depth, c.Packets, note)
 		for _, st := range c.Stages {
 			var counters []string
 			for _, name := range sortedKeys(st.Counters) {

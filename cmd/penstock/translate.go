@@ -39,6 +39,16 @@ func steerOptions(cfg *config.Config) bpf.Options {
 	for _, p := range cfg.Ports {
 		o.Ports = append(o.Ports, bpf.Port{Name: p.Name, Mode: xdpModes[p.XDP]})
 	}
+	o.Rules = steerRules(cfg)
+	for _, c := range cfg.Chains {
+		depth, _, _ := c.Spec.Depth()
+		o.Chains = append(o.Chains, bpf.Chain{Name: c.Spec.Name, Resume: c.Spec.Resumes(), Pass: depth == pipeline.DepthInspect})
+	}
+	return o
+}
+
+// steerRules are the rules with chains by their places in the configuration.
+func steerRules(cfg *config.Config) (rules []bpf.Rule) {
 	for _, s := range cfg.Steer {
 		r := bpf.Rule{
 			From: -1, Proto: protocols[s.Proto], Src: netPrefixes(s.Src), Dst: netPrefixes(s.Dst),
@@ -50,13 +60,9 @@ func steerOptions(cfg *config.Config) bpf.Options {
 		if s.To.Action == config.ToChain {
 			r.Chain = uint16(s.To.Chain)
 		}
-		o.Rules = append(o.Rules, r)
+		rules = append(rules, r)
 	}
-	for _, c := range cfg.Chains {
-		depth, _, _ := c.Spec.Depth()
-		o.Chains = append(o.Chains, bpf.Chain{Name: c.Spec.Name, Resume: depth < pipeline.DepthInspect})
-	}
-	return o
+	return rules
 }
 
 func netPrefixes(list []units.Prefix) (out []netip.Prefix) {

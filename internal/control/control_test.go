@@ -28,6 +28,8 @@ type source struct {
 	flows     []Flow
 	err       error
 	handovers int
+	reloads   []bool
+	drains    []DrainAsk
 	evicted   []Flow
 }
 
@@ -64,9 +66,23 @@ func (s *source) Evict(flows []Flow) (int, error) {
 	return len(flows), s.err
 }
 
-func (s *source) Handover() (time.Duration, error) {
+func (s *source) Handover() (Handover, error) {
 	s.handovers++
-	return 1500 * time.Millisecond, s.err
+	return Handover{DrainSeconds: 1.5, Flows: Depths{Inspected: 3}}, s.err
+}
+
+func (s *source) Reload(dryRun bool) (Reload, error) {
+	s.reloads = append(s.reloads, dryRun)
+	return Reload{Config: "f", Applied: !dryRun, Changes: []Change{{What: "steer", Text: "steer"}}}, s.err
+}
+
+func (s *source) Drain(d DrainAsk) ([]Drain, error) {
+	s.drains = append(s.drains, d)
+	return s.Drains()
+}
+
+func (s *source) Drains() ([]Drain, error) {
+	return []Drain{{Chain: "web", Drained: len(s.drains) > 0, Flows: Depths{Terminated: 2}}}, s.err
 }
 
 func example() *source {
@@ -256,8 +272,8 @@ func TestMetricsAddressInUse(t *testing.T) {
 func TestHandover(t *testing.T) {
 	src := example()
 	path, _ := serve(t, src)
-	if wait, err := NewClient(path).Handover(); err != nil || wait != 1500*time.Millisecond || src.handovers != 1 {
-		t.Errorf("got %v, %v, asked %d times", wait, err, src.handovers)
+	if h, err := NewClient(path).Handover(); err != nil || h.DrainSeconds != 1.5 || h.Flows.InUserSpace() != 3 || src.handovers != 1 {
+		t.Errorf("got %+v, %v, asked %d times", h, err, src.handovers)
 	}
 	src.err = errors.New("not now")
 	if _, err := NewClient(path).Handover(); err == nil || !strings.Contains(err.Error(), "not now") {
@@ -289,6 +305,49 @@ func TestDeny(t *testing.T) {
 	}
 }
 
+func TestReload(t *testing.T) {
+	src := example()
+	path, _ := serve(t, src)
+	c := NewClient(path)
+	for _, dry := range []bool{true, false} {
+		r, err := c.Reload(dry)
+		if err != nil || r.Applied == dry || len(r.Changes) != 1 {
+			t.Errorf("dry run %v: %+v, %v", dry, r, err)
+		}
+	}
+	if !reflect.DeepEqual(src.reloads, []bool{true, false}) {
+		t.Errorf("asked %v", src.reloads)
+	}
+	if d, err := c.Drains(); err != nil || len(d) != 1 || d[0].Drained {
+		t.Errorf("%+v, %v", d, err)
+	}
+	asked := DrainAsk{Chain: "web", Undo: true}
+	if d, err := c.Drain(asked); err != nil || len(d) != 1 || !d[0].Drained || d[0].Flows.Terminated != 2 || src.drains[0] != asked {
+		t.Errorf("%+v, %v, asked %+v", d, err, src.drains)
+	}
+	src.err = errors.New("cannot")
+	if _, err := c.Reload(false); err == nil || !strings.Contains(err.Error(), "cannot") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestRoutes: the table has what it takes to be described, and nothing twice.
+func TestRoutes(t *testing.T) {
+	seen := map[string]bool{}
+	for _, r := range routes(example()) {
+		id := r.method + " " + r.path
+		if seen[id] || r.summary == "" || r.answer == nil || !strings.HasPrefix(r.path, "/v1/") {
+			t.Errorf("%s: %+v", id, r)
+		}
+		seen[id] = true
+	}
+	for _, id := range []string{"GET /v1/status", "POST /v1/reload", "POST /v1/deny/add"} {
+		if !seen[id] {
+			t.Errorf("no %s", id)
+		}
+	}
+}
+
 func TestEvict(t *testing.T) {
 	src := example()
 	path, _ := serve(t, src)
@@ -308,7 +367,7 @@ type leaver struct {
 	closed chan error
 }
 
-func (l *leaver) Handover() (time.Duration, error) {
+func (l *leaver) Handover() (Handover, error) {
 	go func() { l.closed <- l.server.Close() }()
 	return l.source.Handover()
 }
@@ -322,7 +381,7 @@ func TestHandoverIsAnswered(t *testing.T) {
 		if l.server, err = Serve(path, "", l); err != nil {
 			t.Fatal(err)
 		}
-		if wait, err := NewClient(path).Handover(); err != nil || wait != 1500*time.Millisecond {
+		if wait, err := NewClient(path).Handover(); err != nil || wait.DrainSeconds != 1.5 {
 			t.Fatalf("got %v, %v", wait, err)
 		}
 		if err := <-l.closed; err != nil {

@@ -11,31 +11,17 @@ type denyAdded struct {
 	Added int `json:"added"`
 }
 
-func denyHandlers(mux *http.ServeMux, src Source) {
-	mux.HandleFunc("GET /v1/deny", func(w http.ResponseWriter, _ *http.Request) {
-		list, err := src.DenyList()
-		if list == nil {
-			list = []Deny{}
-		}
-		reply(w, list, err)
-	})
-	mux.HandleFunc("POST /v1/deny/add", func(w http.ResponseWriter, r *http.Request) {
-		var a DenyAdd
-		var n int
-		err := body(w, r, &a)
-		if err == nil {
-			n, err = src.DenyAdd(a)
-		}
-		reply(w, denyAdded{n}, err)
-	})
-	mux.HandleFunc("POST /v1/deny/del", func(w http.ResponseWriter, r *http.Request) {
-		var a DenyAdd
-		err := body(w, r, &a)
-		if err == nil {
-			err = src.DenyDel(a.Prefixes)
-		}
-		reply(w, struct{}{}, err)
-	})
+func denyRoutes(src Source) []route {
+	return []route{
+		{http.MethodGet, "/v1/deny", "the deny list", ask(func() ([]Deny, error) { return list(src.DenyList()) })},
+		{http.MethodPost, "/v1/deny/add", "deny prefixes", call(func(a DenyAdd) (denyAdded, error) {
+			n, err := src.DenyAdd(a)
+			return denyAdded{n}, err
+		})},
+		{http.MethodPost, "/v1/deny/del", "end denies of run time", call(func(a DenyAdd) (struct{}, error) {
+			return struct{}{}, src.DenyDel(a.Prefixes)
+		})},
+	}
 }
 
 func body(w http.ResponseWriter, r *http.Request, v any) error {

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -121,31 +122,58 @@ func listenUnix(path string) (net.Listener, error) {
 
 func apiHandler(src Source) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, src.Status(), nil)
-	})
-	mux.HandleFunc("GET /v1/flows", func(w http.ResponseWriter, _ *http.Request) {
-		flows, err := src.Flows()
-		if flows == nil {
-			flows = []Flow{}
-		}
-		reply(w, flows, err)
-	})
-	mux.HandleFunc("POST /v1/flows/evict", func(w http.ResponseWriter, req *http.Request) {
-		var flows []Flow
-		var n int
-		err := body(w, req, &flows)
-		if err == nil {
-			n, err = src.Evict(flows)
-		}
-		reply(w, evicted{n}, err)
-	})
-	mux.HandleFunc("POST /v1/handover", func(w http.ResponseWriter, _ *http.Request) {
-		wait, err := src.Handover()
-		reply(w, handover{wait.Seconds()}, err)
-	})
-	denyHandlers(mux, src)
+	for _, r := range routes(src) {
+		mux.HandleFunc(r.method+" "+r.path, func(w http.ResponseWriter, req *http.Request) {
+			v, err := r.answer(w, req)
+			reply(w, v, err)
+		})
+	}
 	return mux
+}
+
+// route is one thing that can be asked.
+type route struct {
+	method, path string
+	summary      string
+	answer       func(w http.ResponseWriter, r *http.Request) (any, error)
+}
+
+// routes are all there are.
+func routes(src Source) []route {
+	return slices.Concat([]route{
+		{http.MethodGet, "/v1/status", "what the appliance is and does", ask(func() (Status, error) { return src.Status(), nil })},
+		{http.MethodGet, "/v1/flows", "the live flows", ask(func() ([]Flow, error) { return list(src.Flows()) })},
+		{http.MethodPost, "/v1/flows/evict", "forget flows", call(func(flows []Flow) (evicted, error) {
+			n, err := src.Evict(flows)
+			return evicted{n}, err
+		})},
+	}, reloadRoutes(src), denyRoutes(src))
+}
+
+// ask answers a request without a body.
+func ask[T any](fn func() (T, error)) func(http.ResponseWriter, *http.Request) (any, error) {
+	return func(http.ResponseWriter, *http.Request) (any, error) { return fn() }
+}
+
+// call answers a request with a body; none at all is the zero value.
+func call[A, T any](fn func(A) (T, error)) func(http.ResponseWriter, *http.Request) (any, error) {
+	return func(w http.ResponseWriter, r *http.Request) (any, error) {
+		var a A
+		if r.ContentLength != 0 {
+			if err := body(w, r, &a); err != nil {
+				return nil, err
+			}
+		}
+		return fn(a)
+	}
+}
+
+// list makes a list that has nothing in it an empty one of JSON.
+func list[T any](l []T, err error) ([]T, error) {
+	if l == nil {
+		l = []T{}
+	}
+	return l, err
 }
 
 // maxRequest bounds what a request may hold.
@@ -153,10 +181,6 @@ const maxRequest = 256 << 20
 
 type evicted struct {
 	Evicted int `json:"evicted"`
-}
-
-type handover struct {
-	Seconds float64 `json:"drain_timeout_seconds"`
 }
 
 type apiError struct {
@@ -200,14 +224,6 @@ func (c *Client) Evict(flows []Flow) (int, error) {
 	var e evicted
 	err := c.do(http.MethodPost, "/v1/flows/evict", flows, &e)
 	return e.Evicted, err
-}
-
-// Handover asks the appliance to drain, to leave XDP attached, and to end. It
-// returns at once; the answer is how long draining may take.
-func (c *Client) Handover() (time.Duration, error) {
-	var h handover
-	err := c.do(http.MethodPost, "/v1/handover", nil, &h)
-	return time.Duration(h.Seconds * float64(time.Second)), err
 }
 
 func (c *Client) get(url string, v any) error { return c.do(http.MethodGet, url, nil, v) }

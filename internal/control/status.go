@@ -39,6 +39,13 @@ type Status struct {
 	// became of them. Router mode only.
 	Router map[string]uint64 `json:"router,omitempty"`
 
+	Reloads Reloads   `json:"reloads"`
+	Leaving []Leaving `json:"leaving,omitempty"` // chains of earlier configurations that still have flows
+	// Removed are the packets of chains that there are no more.
+	Removed    Count      `json:"removed_chains"`
+	Inherited  *Inherited `json:"inherited,omitempty"` // from an instance before this one
+	Goroutines int        `json:"goroutines"`
+
 	// Warnings are states that an operator wants to know of, in words.
 	Warnings []string `json:"warnings,omitempty"`
 }
@@ -75,8 +82,9 @@ type Count struct {
 // Chain is a chain, summed over all workers.
 type Chain struct {
 	pipeline.ChainStats
-	Depth string `json:"depth"`
-	Why   string `json:"why"` // why it is that deep
+	Depth   string `json:"depth"`
+	Why     string `json:"why"`               // why it is that deep
+	Drained bool   `json:"drained,omitempty"` // new flows are bypassed
 	// Flows are those in XDP's table, by depth: the chain's, "offload", or
 	// "drop" for those that XDP drops.
 	Flows map[string]int `json:"flows,omitempty"`
@@ -170,7 +178,13 @@ type Source interface {
 	Evict(flows []Flow) (int, error)
 	// Handover makes the appliance drain, leave XDP attached and end; it
 	// returns at once, with how long draining may take.
-	Handover() (time.Duration, error)
+	Handover() (Handover, error)
+	// Reload reads the configuration again and changes what is different, or, if
+	// anything is wrong with it, nothing. dryRun only says what is different.
+	Reload(dryRun bool) (Reload, error)
+	// Drain has new flows of a chain bypassed, or of all of them, or no more.
+	Drain(DrainAsk) ([]Drain, error)
+	Drains() ([]Drain, error)
 	// DenyAdd denies prefixes, all or none, and returns how many were new.
 	DenyAdd(DenyAdd) (int, error)
 	DenyDel(prefixes []netip.Prefix) error

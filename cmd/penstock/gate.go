@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"penstock/bpf"
@@ -29,13 +30,20 @@ func gateSettings(g *config.Gate) bpf.GateSettings {
 // gateTable is XDP as the gate's lists see it.
 type gateTable struct {
 	steerer  *bpf.Steerer
-	settings bpf.GateSettings
+	settings atomic.Pointer[bpf.GateSettings]
+}
+
+// set has the next change bring the settings of g with it, and returns those
+// that there were.
+func (t *gateTable) set(g *config.Gate) (before *bpf.GateSettings) {
+	s := gateSettings(g)
+	return t.settings.Swap(&s)
 }
 
 // Change implements gate.Table.
 func (t *gateTable) Change(c gate.Change) error {
 	wall, mono := time.Now(), bpf.Now()
-	change := bpf.GateChange{Settings: &t.settings, Commit: c.Commit}
+	change := bpf.GateChange{Settings: t.settings.Load(), Commit: c.Commit}
 	for _, e := range c.Add {
 		b := bpf.GateEntry{GateKey: gateKey(e)}
 		if !e.Until.IsZero() {
@@ -73,7 +81,8 @@ func (t *gateTable) Hits() (map[netip.Prefix]uint64, error) {
 // open.
 func (a *appliance) openGate() (err error) {
 	g := &a.cfg.Gate
-	a.table = &gateTable{steerer: a.steerer, settings: gateSettings(g)}
+	a.table = &gateTable{steerer: a.steerer}
+	a.table.set(g)
 	a.gate, err = gate.Open(g.State, a.table, g.Deny, g.Allow, time.Now)
 	return err
 }

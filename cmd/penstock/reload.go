@@ -182,10 +182,9 @@ func (a *appliance) discard(built []*place) error {
 // setGate puts the lists and settings of the gate in the place of those there
 // are.
 func (a *appliance) setGate(g *config.Gate) error {
-	before := a.table.settings
-	a.table.settings = gateSettings(g)
+	before := a.table.set(g)
 	if err := a.gate.Configure(g.Deny, g.Allow); err != nil {
-		a.table.settings = before
+		a.table.settings.Store(before)
 		return err
 	}
 	return nil

@@ -12,7 +12,7 @@ DESTDIR ?=
 SYSCONFDIR ?= /etc
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0)
 
-.PHONY: help build release demo test test-vm check unit race bench fuzz generate packages install deb deb-test clean
+.PHONY: help build release demo test test-vm check unit race bench fuzz generate docs page packages install deb deb-test clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,13 @@ fuzz: ## each fuzz target for FUZZTIME (default 30s)
 
 generate: ## regenerate the XDP objects (needs clang-14)
 	$(GO) generate ./bpf
+
+docs: ## write the pages of docs that are made from the code
+	$(GO) run ./docs/gen
+
+page: ## the live page in headless Chromium, which is installed if it is missing (root)
+	@command -v chromium >/dev/null || { apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
+	REQUIRE_BROWSER=1 $(GOTEST) -run TestPage ./internal/control
 
 packages: ## install what the tests need, if root and missing
 	@./test/packages.sh

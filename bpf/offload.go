@@ -59,6 +59,21 @@ func (r OffloadResult) String() string {
 	return fmt.Sprintf("offload_result_%d", uint8(r))
 }
 
+// Help says what the result means.
+func (r OffloadResult) Help() string {
+	if int(r) >= NumOffloadResults {
+		return ""
+	}
+	return [...]string{
+		"XDP has the flow",
+		"the flow is not in the table: it has expired, or never was",
+		"a SYN has just begun the flow anew",
+		"the other direction's addresses and ports belong to another flow",
+		"no room in the flow table for the other direction",
+		"no room for what is to be rewritten (splices)",
+	}[r]
+}
+
 // Offload takes flows out of user space: from now on the program forwards or drops their packets itself, changed as the rewrites say. It
 // returns how many it took, both directions of each, or none, and says in Result what became of each. A new SYN on the same
 // addresses and ports goes to the chain again. Giving a flow another decision is done in the same way: a packet meets

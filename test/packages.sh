@@ -13,6 +13,7 @@ need ethtool ethtool
 need ip iproute2
 need openssl openssl
 need traceroute traceroute
+need tmux tmux
 # `packages.sh bench`: the peers that only the benchmarks run.
 if [ "${1:-}" = bench ]; then
 	need haproxy haproxy
@@ -21,14 +22,28 @@ if [ "${1:-}" = bench ]; then
 	need nginx nginx
 	ls /usr/lib*/nginx/modules/ngx_stream_module.so >/dev/null 2>&1 || missing="$missing libnginx-mod-stream"
 fi
-[ -n "$missing" ] || exit 0
+# Only promtool is wanted of Prometheus: its package would start a server.
+promtool=
+command -v promtool >/dev/null 2>&1 || promtool=" promtool"
+[ -n "$missing$promtool" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
-	echo "packages: missing:$missing; install them to run all tests" >&2
+	echo "packages: missing:$missing$promtool; install them to run all tests" >&2
 	exit 0
 fi
-echo "packages: installing$missing" >&2
+echo "packages: installing$missing$promtool" >&2
 export DEBIAN_FRONTEND=noninteractive
-apt-get install -y -qq $missing >/dev/null 2>&1 || {
+get_promtool() {
+	dir=$(mktemp -d)
+	(cd "$dir" && apt-get download -qq prometheus && dpkg -x prometheus_*.deb . && install usr/bin/promtool /usr/local/bin/promtool)
+	status=$?
+	rm -rf "$dir"
+	return $status
+}
+install_all() {
+	[ -z "$missing" ] || apt-get install -y -qq $missing >/dev/null || return 1
+	[ -z "$promtool" ] || get_promtool >/dev/null 2>&1
+}
+install_all 2>/dev/null || {
 	apt-get update -qq >/dev/null
-	apt-get install -y -qq $missing >/dev/null
+	install_all
 }

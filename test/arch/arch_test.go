@@ -129,6 +129,8 @@ var allowed = map[string][]string{
 		"pipeline", "pipeline/afxdp", "pipeline/fault", "xsk", "bpf", "pcap", "pcap/closedloop", "stages", "configs", "internal/config", "internal/control", "internal/doctor", "internal/gate",
 		"internal/record", "internal/route", "internal/lab", "internal/lab/traffic", "internal/notify", "internal/units", "internal/watchdog", "internal/wire",
 	},
+	"docs/gen":      {"bpf", "internal/control", "pipeline", "stages"},
+	"dist":          {},
 	"test/arch":     {},
 	"test/e2e":      {},
 	"test/vm":       {},

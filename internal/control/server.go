@@ -45,9 +45,7 @@ func Serve(path, metrics string, src Source) (_ *Server, err error) {
 		}
 		mux := http.NewServeMux()
 		mux.Handle("GET /metrics", metricsHandler(src))
-		mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-			fmt.Fprintln(w, "penstock: metrics are at /metrics")
-		})
+		pageHandlers(mux, src, time.Now)
 		s.serve(s.metrics, mux)
 	}
 	return s, nil

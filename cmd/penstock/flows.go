@@ -81,16 +81,11 @@ type ratedFlow struct {
 // answer. The rates of a flow that has begun in between, or of all flows if
 // interval is 0, are those of its life.
 func flowsWithRates(c *control.Client, interval time.Duration) ([]ratedFlow, error) {
-	type key struct{ client, server, proto, vlan string }
-	keyOf := func(f control.Flow) key { return key{f.Client, f.Server, f.Proto, fmt.Sprint(f.VLAN)} }
-	before := map[key]control.Flow{}
+	var before []control.Flow
 	if interval > 0 {
-		flows, err := c.Flows()
-		if err != nil {
+		var err error
+		if before, err = c.Flows(); err != nil {
 			return nil, err
-		}
-		for _, f := range flows {
-			before[keyOf(f)] = f
 		}
 		time.Sleep(interval)
 	}
@@ -98,11 +93,22 @@ func flowsWithRates(c *control.Client, interval time.Duration) ([]ratedFlow, err
 	if err != nil {
 		return nil, err
 	}
-	rated := make([]ratedFlow, len(flows))
-	for i, f := range flows {
-		rated[i] = rate(f, before[keyOf(f)])
+	return rateAll(before, flows), nil
+}
+
+// rateAll compares flows with what they were before.
+func rateAll(before, now []control.Flow) []ratedFlow {
+	type key struct{ client, server, proto, vlan string }
+	keyOf := func(f control.Flow) key { return key{f.Client, f.Server, f.Proto, fmt.Sprint(f.VLAN)} }
+	were := make(map[key]control.Flow, len(before))
+	for _, f := range before {
+		were[keyOf(f)] = f
 	}
-	return rated, nil
+	rated := make([]ratedFlow, len(now))
+	for i, f := range now {
+		rated[i] = rate(f, were[keyOf(f)])
+	}
+	return rated
 }
 
 // rate compares a flow with what it was before; the zero Flow: it was not there.

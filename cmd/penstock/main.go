@@ -29,6 +29,7 @@ func commands() []command {
 		{"demo", "", "build client, appliance and server in namespaces here, and show real traffic through it", demoCommand},
 		{"stages", "[KIND]", "list the stages, or print the manual of one", stagesCommand},
 		{"status", "[--control PATH] [--json]", "what a running appliance does", statusCommand},
+		{"top", topArgs, "what a running appliance does, live: queues, chains, drops, flows", topCommand},
 		{"flows", flowsArgs, "the live flows of a running appliance", flowsCommand},
 		{"reload", reloadArgs, "have a running appliance read its configuration again; --dry-run only says what would change", reloadCommand},
 		{"drain", drainArgs, "bypass new flows of a chain, or of all, and wait for those that there are", drainCommand},

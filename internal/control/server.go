@@ -140,6 +140,7 @@ type route struct {
 func routes(src Source) []route {
 	return slices.Concat([]route{
 		{http.MethodGet, "/v1/status", "what the appliance is and does", ask(func() (Status, error) { return src.Status(), nil })},
+		{http.MethodGet, "/v1/sample", "the same, at a cost that does not grow with the number of flows", ask(func() (Status, error) { return src.Sample(), nil })},
 		{http.MethodGet, "/v1/flows", "the live flows", ask(func() ([]Flow, error) { return list(src.Flows()) })},
 		{http.MethodPost, "/v1/flows/evict", "forget flows", call(func(flows []Flow) (evicted, error) {
 			n, err := src.Evict(flows)
@@ -213,6 +214,9 @@ func NewClient(path string) *Client {
 
 // Status asks for a snapshot.
 func (c *Client) Status() (s Status, err error) { return s, c.get("/v1/status", &s) }
+
+// Sample asks for a snapshot that costs little (Source.Sample).
+func (c *Client) Sample() (s Status, err error) { return s, c.get("/v1/sample", &s) }
 
 // Flows asks for the live flows.
 func (c *Client) Flows() (f []Flow, err error) { return f, c.get("/v1/flows", &f) }

@@ -187,7 +187,7 @@ func (v topView) render(width, height int, o topOptions) []string {
 	for _, w := range v.Warnings {
 		head = append(head, "warning: "+w)
 	}
-	sections := [][]string{v.queueLines(o), v.chainLines(o), v.dropLines(o), v.flowLines(o)}
+	sections := [][]string{v.queueLines(width), v.chainLines(), v.dropLines(o), v.flowLines(width, o)}
 	if height > 0 {
 		share(sections, height-len(head)-1)
 	}
@@ -259,20 +259,34 @@ func (o topOptions) wanted(l string) bool {
 	return o.filter == "" || strings.Contains(strings.ToLower(l), strings.ToLower(o.filter))
 }
 
-func (v topView) queueLines(topOptions) []string {
+// wideScreen is from how many columns on everything is shown.
+const wideScreen = 110
+
+func (v topView) queueLines(width int) []string {
+	if width < wideScreen {
+		lines := []string{fmt.Sprintf("%-12s %5s %-4s %8s %8s %8s %4s %4s %5s %7s", "PORT", "QUEUE", "LINK", "RX/S", "RX BIT/S", "TX/S", "RX%", "TX%", "FILL%", "LOST/S")}
+		for _, q := range v.Queues {
+			lines = append(lines, fmt.Sprintf("%-12s %5d %-4s %8s %8s %8s %4d %4d %5d %7s", cut(q.Port, 12), q.Queue, upOrDown(q.LinkUp),
+				bitRate(q.Rx), bitRate(q.RxBits), bitRate(q.Tx), q.Fill["rx"], q.Fill["tx"], q.Fill["fill"], bitRate(q.Lost)))
+		}
+		return lines
+	}
 	lines := []string{fmt.Sprintf("%-12s %5s %-4s %-7s %-9s %8s %8s %8s %4s %4s %5s %7s", "PORT", "QUEUE", "LINK", "XDP", "SOCKET", "RX/S", "RX BIT/S", "TX/S", "RX%", "TX%", "FILL%", "LOST/S")}
 	for _, q := range v.Queues {
-		link := "down"
-		if q.LinkUp {
-			link = "up"
-		}
-		lines = append(lines, fmt.Sprintf("%-12s %5d %-4s %-7s %-9s %8s %8s %8s %4d %4d %5d %7s", cut(q.Port, 12), q.Queue, link, q.XDP, q.Mode,
+		lines = append(lines, fmt.Sprintf("%-12s %5d %-4s %-7s %-9s %8s %8s %8s %4d %4d %5d %7s", cut(q.Port, 12), q.Queue, upOrDown(q.LinkUp), q.XDP, q.Mode,
 			bitRate(q.Rx), bitRate(q.RxBits), bitRate(q.Tx), q.Fill["rx"], q.Fill["tx"], q.Fill["fill"], bitRate(q.Lost)))
 	}
 	return lines
 }
 
-func (v topView) chainLines(topOptions) []string {
+func upOrDown(up bool) string {
+	if up {
+		return "up"
+	}
+	return "down"
+}
+
+func (v topView) chainLines() []string {
 	lines := []string{fmt.Sprintf("%-24s %-10s %8s %8s %9s %8s", "CHAIN, STAGE", "DEPTH", "PKT/S", "BIT/S", "NS/PKT", "DROP/S")}
 	for _, c := range v.Chains {
 		if c.Stage == "" {
@@ -304,15 +318,25 @@ func (v topView) dropLines(o topOptions) []string {
 	return lines
 }
 
-func (v topView) flowLines(o topOptions) []string {
-	lines := []string{fmt.Sprintf("%-24s %-24s %-5s %-10s %-9s %7s %7s %8s", "CLIENT", "SERVER", "PROTO", "CHAIN", "DEPTH", "PKT/S", "BIT/S", "AGE")}
+func (v topView) flowLines(width int, o topOptions) []string {
+	ends, chain := 21, 0 // of a narrow screen, which has no column for protocol and chain
+	if width >= wideScreen {
+		ends, chain = max(24, min(47, (width-64)/2)), 10
+	}
+	line := func(client, server, proto, name, depth, packets, bits, age string) string {
+		l := fmt.Sprintf("%-*s %-*s ", ends, cut(client, ends), ends, cut(server, ends))
+		if chain > 0 {
+			l += fmt.Sprintf("%-5s %-*s ", proto, chain, cut(name, chain))
+		}
+		return l + fmt.Sprintf("%-9s %7s %7s %8s", depth, packets, bits, age)
+	}
+	lines := []string{line("CLIENT", "SERVER", "PROTO", "CHAIN", "DEPTH", "PKT/S", "BIT/S", "AGE")}
 	flows := slices.Clone(v.Flows)
 	slices.SortStableFunc(flows, flowSorts[o.sort].less)
 	for _, f := range flows {
-		l := fmt.Sprintf("%-24s %-24s %-5s %-10s %-9s %7s %7s %8v", f.Client, f.Server, f.Proto, cut(f.Chain, 10), f.Depth,
-			bitRate(f.PacketsPerSecond), bitRate(8*f.BytesPerSecond), time.Duration(f.AgeSeconds*float64(time.Second)).Round(time.Second))
-		if o.wanted(l) {
-			lines = append(lines, l)
+		if o.wanted(f.Client + " " + f.Server + " " + f.Proto + " " + f.Chain + " " + f.Depth) {
+			lines = append(lines, line(f.Client, f.Server, f.Proto, f.Chain, f.Depth, bitRate(f.PacketsPerSecond), bitRate(8*f.BytesPerSecond),
+				time.Duration(f.AgeSeconds*float64(time.Second)).Round(time.Second).String()))
 		}
 	}
 	switch {

@@ -24,6 +24,7 @@ type gateway struct {
 	depth       string   // at which penstock's chain must run
 	inXDP       bool     // penstock's packets are to stay there
 	asked       bool     // it refuses server names, and only runs where it is asked for by its name
+	watched     bool     // metrics and the live page are asked for each second
 	binary      string   // of penstock; "": the one to measure
 	start       func(ctx context.Context, b *bed, s *site) (*running, error)
 }
@@ -98,6 +99,9 @@ func gateways() []gateway {
 		{name: "terminate", about: "penstock, AF_XDP, tcp stage at depth terminate", place: inWire, config: terminateChain, depth: "terminate"},
 		{name: "terminate+http", about: "the same, and the http stage", place: inWire, config: terminateChain + httpStage, depth: "terminate"},
 		{name: "inspect+http", about: "penstock, AF_XDP, depth inspect, the http stage refuses hosts and records each request in a file", place: inWire, config: inspectChain + httpStage + recordTo("http"), depth: "inspect"},
+		{name: unseen, about: "as inspect+http, with nothing to see of it: no records, no metrics", place: inWire, config: inspectChain + httpStage, depth: "inspect"},
+		{name: watched, about: "the same, metrics and the live page asked for each second", place: inWire, config: inspectChain + httpStage, depth: "inspect", watched: true},
+		{name: recorded, about: "the same, and each request recorded in a file: all observation together", place: inWire, config: inspectChain + httpStage + recordTo("http"), depth: "inspect", watched: true},
 		{name: "haproxy-tcp", about: "HAProxy, mode tcp, TPROXY", place: asRouter, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxy("tcp")},
 		{name: "haproxy-http", about: "HAProxy, mode http, TPROXY", place: asRouter, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxy("http")},
 		{name: "haproxy-http-log", about: "HAProxy, mode http, TPROXY, refuses hosts and logs each request to a file", place: asRouter, needs: []string{"haproxy", "nft", "ip"}, start: startHAProxyHTTPLog},
@@ -181,7 +185,7 @@ func startPenstock(ctx context.Context, b *bed, s *site, g gateway) (*running, e
 		binary = g.binary
 	}
 	socket := filepath.Join(b.dir, "control.sock")
-	head := fmt.Sprintf("[appliance]\nname = %q\ncontrol = %q\nmetrics = \"\"\ndrain_timeout = \"1s\"\n", s.gateway.Lab().Name(), socket)
+	head := fmt.Sprintf("[appliance]\nname = %q\ncontrol = %q\nmetrics = %q\ndrain_timeout = \"1s\"\n", s.gateway.Lab().Name(), socket, g.metrics())
 	own := strings.Replace(g.config, "[appliance]\n", head, 1)
 	own = strings.Replace(own, `on_exit = "open"`, `on_exit = "closed"`, 1) // else it would go on bridging
 	if own == g.config || !strings.Contains(own, `"closed"`) {
@@ -220,6 +224,9 @@ func startPenstock(ctx context.Context, b *bed, s *site, g gateway) (*running, e
 	if err := asExpected(st, g.depth); err != nil {
 		_ = r.stop()
 		return nil, err
+	}
+	if g.watched {
+		r.undo = append(r.undo, watch(s))
 	}
 	if g.inXDP {
 		r.setup = func() (latency.Summary, error) {

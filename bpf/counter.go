@@ -22,6 +22,7 @@ const (
 	VerdictPeer   = Verdict(steerVerdictVERDICT_PEER)   // out of the peer port
 	VerdictSocket = Verdict(steerVerdictVERDICT_SOCKET) // to the AF_XDP socket of its queue
 	VerdictDrop   = Verdict(steerVerdictVERDICT_DROP)
+	VerdictTX     = Verdict(steerVerdictVERDICT_TX) // back out of the port it came in by: the program has answered it
 )
 
 const (
@@ -39,7 +40,7 @@ type Counter struct {
 	Reason  Reason
 	Verdict Verdict
 	Packets uint64
-	Bytes   uint64 // frame lengths, from the Ethernet header on
+	Bytes   uint64 // frame lengths, from the Ethernet header on; VerdictTX: of the answers
 }
 
 // Counters returns all counters that are not zero, by port, reason and verdict.
@@ -115,7 +116,7 @@ func (r Reason) String() string {
 	return fmt.Sprintf("reason_%d", uint32(r))
 }
 
-// String returns "pass", "peer", "socket" or "drop".
+// String returns "pass", "peer", "socket", "drop" or "tx".
 func (v Verdict) String() string {
 	if n := names().verdicts; int(v) < len(n) {
 		return n[v]

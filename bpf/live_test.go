@@ -235,7 +235,7 @@ func TestSocketGetsPacketsWithMetadata(t *testing.T) {
 			a := inline(t, lab.VethOptions{}, func(o *Options) {
 				o.Ports[0].Mode, o.Ports[1].Mode = mode, mode
 				o.Rules = []Rule{
-					{From: 0, Proto: ProtoTCP, Action: ToChain, Chain: 0x2bcd},
+					{From: 0, Proto: ProtoTCP, Action: ToChain, Chain: 0xbcd},
 					{From: 0, Proto: ProtoUDP, Action: ToChain, Chain: 3},
 				}
 			})
@@ -255,13 +255,13 @@ func TestSocketGetsPacketsWithMetadata(t *testing.T) {
 				packet []byte
 				chain  uint16
 			}{
-				{"SYN", 0, tcp4(t, "S", 0), 0x2bcd},
-				{"full size", 0, tcp4(t, "PA", 1460), 0x2bcd},
-				{"odd size", 0, tcp4(t, "PA", 7), 0x2bcd},
-				{"reply", 1, tcp4Reply(t, "SA", 0), 0x2bcd},
+				{"SYN", 0, tcp4(t, "S", 0), 0xbcd},
+				{"full size", 0, tcp4(t, "PA", 1460), 0xbcd},
+				{"odd size", 0, tcp4(t, "PA", 7), 0xbcd},
+				{"reply", 1, tcp4Reply(t, "SA", 0), 0xbcd},
 				{"UDP", 0, udp4(t, 1), 3},
-				{"IPv6", 0, tcp6(t, "S", 33), 0x2bcd},
-				{"VLAN", 0, build(t, eth(layers.EthernetTypeDot1Q), vlan(9, layers.EthernetTypeIPv4), vlanned, tcp(vlanned, "S")), 0x2bcd},
+				{"IPv6", 0, tcp6(t, "S", 33), 0xbcd},
+				{"VLAN", 0, build(t, eth(layers.EthernetTypeDot1Q), vlan(9, layers.EthernetTypeIPv4), vlanned, tcp(vlanned, "S")), 0xbcd},
 			} {
 				raw, err := ends[s.port].Raw("eth0")
 				if err != nil {

@@ -29,6 +29,8 @@ type outcome struct {
 	chain   uint16
 	hash    uint32
 	anew    bool
+	cookie  bool
+	size    uint8
 	data    []byte
 }
 
@@ -196,20 +198,25 @@ func (r *rig) rewritten(port int, packet []byte) outcome {
 		}
 		moved++
 		o.verdict, o.reason = c.Verdict, c.Reason
-		if c.Port != port || c.Packets != b.Packets+1 || c.Bytes != b.Bytes+uint64(len(packet)) {
+		size := len(packet)
+		if c.Verdict == VerdictTX {
+			size = len(out) // of the answer
+		}
+		if c.Port != port || c.Packets != b.Packets+1 || c.Bytes != b.Bytes+uint64(size) {
 			r.t.Fatalf("counter went from %+v to %+v for one packet of %d bytes on port %d", b, c, len(packet), port)
 		}
 	}
 	if moved != 1 {
 		r.t.Fatalf("%d counters moved for one packet, want 1", moved)
 	}
-	want := map[Verdict]uint32{VerdictPass: 2, VerdictPeer: 4, VerdictSocket: 4, VerdictDrop: 1}[o.verdict]
+	want := map[Verdict]uint32{VerdictPass: 2, VerdictPeer: 4, VerdictSocket: 4, VerdictDrop: 1, VerdictTX: 4}[o.verdict]
 	if action != want {
 		r.t.Fatalf("XDP action %d for verdict %s (%s), want %d", action, o.verdict, o.reason, want)
 	}
 	if len(out) == len(packet)+MetaSize {
 		m, ok := ReadMeta(out)
 		o.chain, o.hash, o.anew, o.meta = m.Chain, m.Hash, m.Anew, ok
+		o.cookie, o.size = m.Cookie, m.Size
 		o.data = out[MetaSize:]
 	}
 	if o.meta != (o.verdict == VerdictSocket && o.reason.String() != "no_metadata") {

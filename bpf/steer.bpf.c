@@ -12,6 +12,7 @@
 #include "include/listener.h"
 #include "include/event.h"
 #include "include/gate.h"
+#include "include/cookie.h"
 #include "include/flow.h"
 #include "include/route.h"
 #include "include/rules.h"
@@ -83,27 +84,38 @@ static __always_inline int deliver(struct xdp_md *ctx, __u16 chain, __u32 hash, 
 	return deliver_routed(ctx, chain, hash, reason, r);
 }
 
+/* A TCP segment of a flow that nobody saw begin, unless the rules are to decide on it. */
+static __always_inline int steer_midstream(struct xdp_md *ctx, struct packet *p, __u64 now, enum reason reason)
+{
+	if (midstream == MIDSTREAM_DROP) {
+		event_dropped(p, now, reason);
+		fragment_note(p, ACTION_DROP, 0, 0);
+		return steer_exit(ctx, VERDICT_DROP, reason);
+	}
+	fragment_note(p, ACTION_BYPASS, 0, 0);
+	return steer_default(ctx, reason);
+}
+
 static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, struct route *r, __u64 now)
 {
 	__u32 hash = flow_hash(&p->key);
 	enum installed installed;
 	enum listener listener;
 	enum action action;
+	bool middle = p->key.proto == PROTO_TCP && !is_pure_syn(p);
+	bool cookies = cookie_helpers && middle && cookie_open(COOKIE_ANY, now);
 	int rule;
 
-	if (p->key.proto == PROTO_TCP && !is_pure_syn(p)) {
-		if (midstream == MIDSTREAM_DROP) {
-			event_dropped(p, now, REASON_MIDSTREAM);
-			fragment_note(p, ACTION_DROP, 0, 0);
-			return steer_exit(ctx, VERDICT_DROP, REASON_MIDSTREAM);
-		}
-		if (midstream == MIDSTREAM_BYPASS) {
-			fragment_note(p, ACTION_BYPASS, 0, 0);
-			return steer_default(ctx, REASON_MIDSTREAM);
-		}
-	}
+	if (middle && !cookies && midstream != MIDSTREAM_INSPECT)
+		return steer_midstream(ctx, p, now, REASON_MIDSTREAM);
 	rule = rule_find(p);
 	action = rule == NO_MATCH ? ACTION_BYPASS : rule >> 16;
+	if (cookies) {
+		int cookie = action == ACTION_CHAIN ? cookie_check(ctx, p, rule, now) : COOKIE_NONE;
+
+		if (cookie != COOKIE_GOOD && midstream != MIDSTREAM_INSPECT)
+			return steer_midstream(ctx, p, now, cookie == COOKIE_BAD ? REASON_SYN_COOKIE_BAD : REASON_MIDSTREAM);
+	}
 	if (action == ACTION_BYPASS) {
 		fragment_note(p, ACTION_BYPASS, 0, 0);
 		return steer_default(ctx, rule == NO_MATCH ? REASON_NO_RULE : REASON_RULE_BYPASS);
@@ -120,6 +132,8 @@ static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, 
 	p->chain = rule;
 	if (default_action == DEFAULT_ROUTE && route_ask(ctx, r, true) == ROUTE_PASS)
 		return steer_exit(ctx, VERDICT_PASS, r->reason);
+	if (cookie_helpers && is_pure_syn(p) && cookie_open(rule, now) && cookie_answer(ctx, p, rule, now) == COOKIE_GOOD)
+		return steer_back(ctx, REASON_SYN_COOKIE_SENT);
 	p->len = frame_len(ctx);
 	installed = flow_install(p, hash, now);
 	if (installed != INSTALLED) {
@@ -128,6 +142,8 @@ static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, 
 	}
 	event_flow_began(p, now, p->chain);
 	fragment_note(p, ACTION_CHAIN, p->chain, hash);
+	if (cookie_helpers && p->cookie)
+		return deliver_routed(ctx, p->chain | META_COOKIE | p->size << META_MSS_SHIFT, hash, REASON_SYN_COOKIE_GOOD, r);
 	return deliver_routed(ctx, p->chain, hash, REASON_FLOW_NEW, r);
 }
 

@@ -135,8 +135,9 @@ type Steerer struct {
 
 	makeHeadroom *ebpf.Program // for the values of peers
 
-	router router
-	table  table
+	router  router
+	table   table
+	cookies cookies
 
 	gateMaps map[string]*ebpf.Map
 	gate     gate
@@ -231,6 +232,7 @@ func (s *Steerer) load() error {
 		return err
 	}
 	n := uint32(len(s.opts.Ports))
+	s.cookies.usable = haveCookieHelpers()
 	var shared map[string]*ebpf.Map
 	for i := range s.opts.Ports {
 		spec, err := loadSteer()
@@ -254,6 +256,7 @@ func (s *Steerer) load() error {
 			"malformed":      uint32(s.opts.Malformed),
 			"silence_ns":     uint64(s.opts.Silence),
 			"event_kinds":    eventMask(s.opts.Events),
+			"cookie_helpers": s.cookies.constant(),
 		} {
 			if err := spec.Variables[name].Set(v); err != nil {
 				return err
@@ -291,6 +294,9 @@ func (s *Steerer) load() error {
 		s.events, s.eventStates = obj.Events, obj.EventStates
 		if s.beatMemory, err = s.beats.Memory(); err != nil {
 			return fmt.Errorf("map memory of heartbeats: %w", err)
+		}
+		if err := s.cookies.open(&obj.steerMaps); err != nil {
+			return err
 		}
 		s.gateMaps = gateMaps(&obj.steerMaps)
 		if err := s.gate.open(&obj.steerMaps); err != nil {
@@ -333,6 +339,7 @@ func (s *Steerer) maps() map[string]*ebpf.Map {
 		"port_macs": s.router.macs, "hops": s.router.hops, "route_answers": s.router.answers,
 		"rewrites": s.table.rewrites, "offload_jobs": s.table.offloadJobs, "end_jobs": s.table.endJobs,
 		"events": s.events, "event_states": s.eventStates,
+		"cookie_chains": s.cookies.chains, "cookie_works": s.cookies.works,
 	}
 	maps.Copy(all, s.gateMaps)
 	return all

@@ -22,6 +22,50 @@ type steerBpfDevmapVal struct {
 	}
 }
 
+type steerCookieChain struct {
+	_      structs.HostLayout
+	On     uint64
+	Last   uint64
+	Sent   uint64
+	Good   uint64
+	Mss4   uint16
+	Mss6   uint16
+	Window uint16
+	Shift  uint16
+	Pad    [3]uint64
+}
+
+type steerCookieWork struct {
+	_  structs.HostLayout
+	Ip struct {
+		_  structs.HostLayout
+		V4 struct {
+			_          structs.HostLayout
+			VersionIhl uint8
+			Tos        uint8
+			Length     uint16
+			Id         uint16
+			Fragment   uint16
+			Ttl        uint8
+			Proto      uint8
+			Sum        uint16
+			Src        uint32
+			Dst        uint32
+		}
+		_ [20]byte
+	}
+	Tcp    [64]uint8
+	Pseudo [40]uint8
+	L3     uint32
+	L4     uint32
+	Option uint32
+	Sack   uint8
+	Stamps uint8
+	Scale  uint8
+	Pad    uint8
+	Stamp  [4]uint8
+}
+
 type steerCounter struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -284,37 +328,40 @@ const (
 	steerReasonREASON_RULE_BYPASS          steerReason = 18
 	steerReasonREASON_RULE_DROP            steerReason = 19
 	steerReasonREASON_MIDSTREAM            steerReason = 20
-	steerReasonREASON_NO_SOCKET_CLOSED     steerReason = 21
-	steerReasonREASON_WORKER_SILENT_CLOSED steerReason = 22
-	steerReasonREASON_NO_PEER              steerReason = 23
-	steerReasonREASON_TRUNCATED            steerReason = 24
-	steerReasonREASON_IP_VERSION           steerReason = 25
-	steerReasonREASON_IP_HEADER_LENGTH     steerReason = 26
-	steerReasonREASON_IP_LENGTH            steerReason = 27
-	steerReasonREASON_IP6EXTENSIONS        steerReason = 28
-	steerReasonREASON_TINY_FRAGMENT        steerReason = 29
-	steerReasonREASON_TCP_OFFSET           steerReason = 30
-	steerReasonREASON_UDP_LENGTH           steerReason = 31
-	steerReasonREASON_GATE_DENIED          steerReason = 32
-	steerReasonREASON_GATE_RATE_PACKETS    steerReason = 33
-	steerReasonREASON_GATE_RATE_BYTES      steerReason = 34
-	steerReasonREASON_GATE_RATE_SYNS       steerReason = 35
-	steerReasonREASON_GATE_LAND            steerReason = 36
-	steerReasonREASON_GATE_TCP_FLAGS       steerReason = 37
-	steerReasonREASON_GATE_SOURCE          steerReason = 38
-	steerReasonREASON_GATE_TINY_FRAGMENT   steerReason = 39
-	steerReasonREASON_GATE_LENGTH          steerReason = 40
-	steerReasonREASON_GATE_IP_OPTIONS      steerReason = 41
-	steerReasonREASON_ROUTE_FRAME          steerReason = 42
-	steerReasonREASON_ROUTE_TTL            steerReason = 43
-	steerReasonREASON_ROUTE_TOO_BIG        steerReason = 44
-	steerReasonREASON_ROUTE_NONE           steerReason = 45
-	steerReasonREASON_ROUTE_DISABLED       steerReason = 46
-	steerReasonREASON_ROUTE_NO_NEIGHBOR    steerReason = 47
-	steerReasonREASON_ROUTE_OFF_PORT       steerReason = 48
-	steerReasonREASON_ROUTE_BY_KERNEL      steerReason = 49
-	steerReasonREASON_ROUTE_INJECTED       steerReason = 50
-	steerReasonREASON_COUNT                steerReason = 51
+	steerReasonREASON_SYN_COOKIE_SENT      steerReason = 21
+	steerReasonREASON_SYN_COOKIE_GOOD      steerReason = 22
+	steerReasonREASON_SYN_COOKIE_BAD       steerReason = 23
+	steerReasonREASON_NO_SOCKET_CLOSED     steerReason = 24
+	steerReasonREASON_WORKER_SILENT_CLOSED steerReason = 25
+	steerReasonREASON_NO_PEER              steerReason = 26
+	steerReasonREASON_TRUNCATED            steerReason = 27
+	steerReasonREASON_IP_VERSION           steerReason = 28
+	steerReasonREASON_IP_HEADER_LENGTH     steerReason = 29
+	steerReasonREASON_IP_LENGTH            steerReason = 30
+	steerReasonREASON_IP6EXTENSIONS        steerReason = 31
+	steerReasonREASON_TINY_FRAGMENT        steerReason = 32
+	steerReasonREASON_TCP_OFFSET           steerReason = 33
+	steerReasonREASON_UDP_LENGTH           steerReason = 34
+	steerReasonREASON_GATE_DENIED          steerReason = 35
+	steerReasonREASON_GATE_RATE_PACKETS    steerReason = 36
+	steerReasonREASON_GATE_RATE_BYTES      steerReason = 37
+	steerReasonREASON_GATE_RATE_SYNS       steerReason = 38
+	steerReasonREASON_GATE_LAND            steerReason = 39
+	steerReasonREASON_GATE_TCP_FLAGS       steerReason = 40
+	steerReasonREASON_GATE_SOURCE          steerReason = 41
+	steerReasonREASON_GATE_TINY_FRAGMENT   steerReason = 42
+	steerReasonREASON_GATE_LENGTH          steerReason = 43
+	steerReasonREASON_GATE_IP_OPTIONS      steerReason = 44
+	steerReasonREASON_ROUTE_FRAME          steerReason = 45
+	steerReasonREASON_ROUTE_TTL            steerReason = 46
+	steerReasonREASON_ROUTE_TOO_BIG        steerReason = 47
+	steerReasonREASON_ROUTE_NONE           steerReason = 48
+	steerReasonREASON_ROUTE_DISABLED       steerReason = 49
+	steerReasonREASON_ROUTE_NO_NEIGHBOR    steerReason = 50
+	steerReasonREASON_ROUTE_OFF_PORT       steerReason = 51
+	steerReasonREASON_ROUTE_BY_KERNEL      steerReason = 52
+	steerReasonREASON_ROUTE_INJECTED       steerReason = 53
+	steerReasonREASON_COUNT                steerReason = 54
 )
 
 type steerRewrite struct {
@@ -396,7 +443,8 @@ const (
 	steerVerdictVERDICT_PEER   steerVerdict = 1
 	steerVerdictVERDICT_SOCKET steerVerdict = 2
 	steerVerdictVERDICT_DROP   steerVerdict = 3
-	steerVerdictVERDICT_COUNT  steerVerdict = 4
+	steerVerdictVERDICT_TX     steerVerdict = 4
+	steerVerdictVERDICT_COUNT  steerVerdict = 5
 )
 
 // Names of all BPF objects in the ELF.
@@ -404,6 +452,8 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	steerMapBeats          = "beats"
+	steerMapCookieChains   = "cookie_chains"
+	steerMapCookieWorks    = "cookie_works"
 	steerMapCounters       = "counters"
 	steerMapEndJobs        = "end_jobs"
 	steerMapEventStates    = "event_states"
@@ -435,6 +485,7 @@ const (
 	steerProgOffloadFlows  = "offload_flows"
 	steerProgRoute         = "route"
 	steerProgSteer         = "steer"
+	steerVarCookieHelpers  = "cookie_helpers"
 	steerVarDefaultAction  = "default_action"
 	steerVarEventKinds     = "event_kinds"
 	steerVarInjectedMac    = "injected_mac"
@@ -503,6 +554,8 @@ type steerProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerMapSpecs struct {
 	Beats        *ebpf.MapSpec `ebpf:"beats"`
+	CookieChains *ebpf.MapSpec `ebpf:"cookie_chains"`
+	CookieWorks  *ebpf.MapSpec `ebpf:"cookie_works"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	EndJobs      *ebpf.MapSpec `ebpf:"end_jobs"`
 	EventStates  *ebpf.MapSpec `ebpf:"event_states"`
@@ -533,6 +586,7 @@ type steerMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerVariableSpecs struct {
+	CookieHelpers *ebpf.VariableSpec `ebpf:"cookie_helpers"`
 	DefaultAction *ebpf.VariableSpec `ebpf:"default_action"`
 	EventKinds    *ebpf.VariableSpec `ebpf:"event_kinds"`
 	InjectedMac   *ebpf.VariableSpec `ebpf:"injected_mac"`
@@ -566,6 +620,8 @@ func (o *steerObjects) Close() error {
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerMaps struct {
 	Beats        *ebpf.Map `ebpf:"beats"`
+	CookieChains *ebpf.Map `ebpf:"cookie_chains"`
+	CookieWorks  *ebpf.Map `ebpf:"cookie_works"`
 	Counters     *ebpf.Map `ebpf:"counters"`
 	EndJobs      *ebpf.Map `ebpf:"end_jobs"`
 	EventStates  *ebpf.Map `ebpf:"event_states"`
@@ -595,6 +651,8 @@ type steerMaps struct {
 func (m *steerMaps) Close() error {
 	return _SteerClose(
 		m.Beats,
+		m.CookieChains,
+		m.CookieWorks,
 		m.Counters,
 		m.EndJobs,
 		m.EventStates,
@@ -626,6 +684,7 @@ func (m *steerMaps) Close() error {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerVariables struct {
+	CookieHelpers *ebpf.Variable `ebpf:"cookie_helpers"`
 	DefaultAction *ebpf.Variable `ebpf:"default_action"`
 	EventKinds    *ebpf.Variable `ebpf:"event_kinds"`
 	InjectedMac   *ebpf.Variable `ebpf:"injected_mac"`

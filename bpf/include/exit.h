@@ -11,7 +11,7 @@ static __always_inline __u64 frame_len(struct xdp_md *ctx)
 }
 
 /* The only way out of the program: counts the packet under its reason and verdict and turns the verdict into the kernel's
- * action. VERDICT_PEER and VERDICT_SOCKET want a successful bpf_redirect_map before; what becomes of the frame after it (target
+ * action. VERDICT_PEER, VERDICT_SOCKET and VERDICT_TX want a successful bpf_redirect_map before; what becomes of the frame after it (target
  * down, ring full) is seen only in the tracepoints xdp:xdp_redirect_err, xdp:xdp_devmap_xmit and in the socket's statistics. */
 static __noinline int steer_exit(struct xdp_md *ctx, enum verdict verdict, enum reason reason)
 {
@@ -27,6 +27,7 @@ static __noinline int steer_exit(struct xdp_md *ctx, enum verdict verdict, enum 
 		return XDP_PASS;
 	case VERDICT_PEER:
 	case VERDICT_SOCKET:
+	case VERDICT_TX:
 		return XDP_REDIRECT;
 	default:
 		return XDP_DROP;
@@ -41,6 +42,15 @@ static __always_inline int steer_default(struct xdp_md *ctx, enum reason reason)
 	if (bpf_redirect_map(&peers, port_id, XDP_DROP) != XDP_REDIRECT)
 		return steer_exit(ctx, VERDICT_DROP, REASON_NO_PEER);
 	return steer_exit(ctx, VERDICT_PEER, reason);
+}
+
+/* Back out of this port. Not XDP_TX: a veth does not wake its other end for that unless there is an XDP program too, and the frames
+ * wait there (drivers/net/veth.c, veth_xdp_flush). */
+static __always_inline int steer_back(struct xdp_md *ctx, enum reason reason)
+{
+	if (bpf_redirect_map(&peers, default_action == DEFAULT_BRIDGE ? port_id ^ 1 : port_id, XDP_DROP) != XDP_REDIRECT)
+		return steer_exit(ctx, VERDICT_DROP, REASON_NO_PEER);
+	return steer_exit(ctx, VERDICT_TX, reason);
 }
 
 /* Out of a port that a decision names. */

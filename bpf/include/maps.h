@@ -159,6 +159,15 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 } end_jobs SEC(".maps");
 
+/* By chain: whether SYNs are answered with cookies, and how. Go writes into the mapped memory, XDP notes what it did. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct cookie_chain);
+	__uint(max_entries, COOKIE_ANY + 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+} cookie_chains SEC(".maps");
+
 /* The gate's maps. Go writes all but hits and gate_sources; how they hang together is in gate.h. */
 
 /* How many times the gate has changed. Its lowest bit says which gate_settings count. */

@@ -39,6 +39,8 @@ struct packet {
 	__u8 options : 1;  /* IPv4 options, IPv6 hop-by-hop options or routing header */
 	__u8 quotes : 1;   /* key is that of a packet that an ICMP error quotes */
 	__u8 tags : 2;     /* VLAN tags before the IP header */
+	__u8 cookie : 1;   /* gives back a good SYN cookie, */
+	__u8 size : 2;     /* which stands for this segment size */
 	__u8 tcp_flags;
 };
 

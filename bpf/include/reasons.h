@@ -31,6 +31,10 @@
 	X(RULE_BYPASS)     /* a rule says bypass */                                                                                        \
 	X(RULE_DROP)       /* a rule says drop */                                                                                          \
 	X(MIDSTREAM)       /* a TCP segment of a flow nobody saw begin; midstream = bypass or drop */                                      \
+	/* while SYNs are answered with cookies */                                                                                         \
+	X(SYN_COOKIE_SENT) /* tx: the SYN was answered */                                                                                          \
+	X(SYN_COOKIE_GOOD) /* socket: a segment that gives back a good cookie; it begins the flow */                                               \
+	X(SYN_COOKIE_BAD) /* as midstream: a segment of an unknown flow that does not */                                                           \
 	/* drop */                                                                                                                         \
 	X(NO_SOCKET_CLOSED) /* wanted by a chain, but nobody listens on the queue; on_exit = closed */                                     \
 	X(WORKER_SILENT_CLOSED) /* there is a socket, but the worker behind it does not work; on_exit = closed */                          \

@@ -23,6 +23,7 @@ enum verdict {
 	VERDICT_PEER,   /* out of the peer port */
 	VERDICT_SOCKET, /* to the AF_XDP socket of this port and queue */
 	VERDICT_DROP,
+	VERDICT_TX,     /* back out of the port: an answer */
 	VERDICT_COUNT,
 };
 
@@ -313,8 +314,13 @@ enum magic {
 	ROUTE_MAGIC = 0x5054,
 };
 
-/* In steer_meta.chain: a SYN, and the connection that had its addresses and ports has ended (RST, or both FINs). */
-enum { META_ANEW = 0x8000 };
+/* In steer_meta.chain, besides the chain. */
+enum meta_flag {
+	META_ANEW = 0x8000,    /* a SYN, and the connection that had its addresses and ports has ended (RST, or both FINs) */
+	META_COOKIE = 0x4000,  /* an ACK, and it gives back a good SYN cookie */
+	META_MSS_SHIFT = 12,   /* two bits: which of the kernel's segment sizes that stands for */
+	META_CHAIN = 0x0fff,
+};
 
 /* What the kernel's tables say of a packet. */
 enum route_state {
@@ -364,6 +370,26 @@ struct route_answer {
 	__u32 pad;
 };
 _Static_assert(sizeof(struct route_answer) == 40, "route_answer has no hidden padding");
+
+/* SYN cookies: cookie.h. */
+
+enum {
+	COOKIE_CHAINS = 256, /* chains that may ask for them; */
+	COOKIE_ANY = COOKIE_CHAINS, /* and the element that says whether any does */
+};
+
+struct cookie_chain {
+	__u64 on;     /* SYNs are answered */
+	__u64 last;   /* by XDP: ns, CLOCK_MONOTONIC (coarse): when one was answered last */
+	__u64 sent;   /* by XDP: SYNs answered */
+	__u64 good;   /* by XDP: segments that gave back a good cookie */
+	__u16 mss4;   /* what the answers say: segment sizes for IPv4 */
+	__u16 mss6;   /* and IPv6, */
+	__u16 window; /* window, */
+	__u16 shift;  /* and by how much later ones are shifted */
+	__u64 pad[3]; /* a line of the cache each */
+};
+_Static_assert(sizeof(struct cookie_chain) == 64, "cookie_chain has no hidden padding");
 
 /* The gate: gate.h. */
 

@@ -63,7 +63,7 @@ type Port struct {
 	// came in here, by reason.
 	Reasons map[string]Count `json:"reasons"`
 	// Verdicts are the same counts, by what it did and then by reason: "pass",
-	// "peer", "socket", "drop".
+	// "peer", "socket", "drop", "tx".
 	Verdicts map[string]map[string]Count `json:"verdicts"`
 }
 

@@ -50,7 +50,9 @@ type Packet struct {
 	In, Out      PortID    // arrival port; port that Forward sends it to
 	Chain        ChainID   // chain it was steered to, or NoChain
 	HasFlow      bool
-	Anew         bool // a SYN after the end of the connection that had its addresses and ports; from XDP
+	Anew         bool  // a SYN after the end of the connection that had its addresses and ports; from XDP
+	Cookie       bool  // a segment that gives back a good SYN cookie (SYNAnswerer); from XDP
+	CookieSize   uint8 // which of the kernel's four segment sizes that stands for
 	Routing      Routing
 	RouteMTU     uint16 // if Routed: the largest IP packet that its route takes; 0: not known
 	Time         int64  // receive time, ns since the epoch, never going back; the capture's own on replay
@@ -155,7 +157,7 @@ func (p *Packet) Released() bool { return int(p.released) > int(p.stage) }
 func (p *Packet) reset(headroom int) {
 	p.verdict, p.reason, p.stage, p.released = verdictNone, ReasonNone, 0, 0
 	p.In, p.Out, p.Chain, p.HasFlow, p.Hash = NoPort, NoPort, NoChain, false, 0
-	p.Anew = false
+	p.Anew, p.Cookie, p.CookieSize = false, false, 0
 	p.Routing, p.RouteMTU = Bridged, 0
 	p.off, p.len, p.Wire, p.Time = int32(headroom), 0, 0, 0
 }

@@ -95,6 +95,7 @@ type Env struct {
 	Recorded bool
 	Offload  bool         // flows that all stages release leave user space; if false, a stage can spare itself the work
 	Splicer  Splicer      // nil: flows cannot leave user space
+	SYNs     SYNAnswerer  // of the chain; nil: SYNs cannot be answered before they come here
 	Wake     func()       // makes the worker take a turn soon; safe from any goroutine
 	Now      func() int64 // ns since the epoch, never going back; for goroutines other than the worker's
 	Router   *Router      // nil: bridge mode

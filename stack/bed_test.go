@@ -60,6 +60,8 @@ type wirePort struct {
 	keep    int
 	lose    func(frame []byte, in bool) bool // true: the cable loses it
 	xdp     *modelXDP                        // nil: everything goes to the worker
+	cookies *modelCookies                    // nil: SYNs are not answered
+	mark    func(*pipeline.Packet)           // edits what is received
 }
 
 type seenFrame struct {
@@ -81,7 +83,7 @@ func (w *wirePort) note(frame []byte, in bool) (lost bool) {
 
 // send puts a frame on the cable toward the worker.
 func (w *wirePort) send(frame []byte) {
-	if w.note(frame, true) || w.xdp != nil && w.xdp.forward(w, frame) {
+	if w.note(frame, true) || w.xdp != nil && w.xdp.forward(w, frame) || w.cookies != nil && w.cookies.took(w, frame) {
 		return
 	}
 	w.Inject(frame)
@@ -118,6 +120,7 @@ type bedOptions struct {
 	noHosts  bool
 	mayPanic bool
 	xdp      *modelXDP // takes what is released
+	cookies  *modelCookies
 }
 
 func newBed(t testing.TB, o bedOptions) *bed {
@@ -150,6 +153,7 @@ func newBed(t testing.TB, o bedOptions) *bed {
 		b.ports[lan].xdp, b.ports[wan].xdp = o.xdp, o.xdp
 	}
 	b.worker = pipeline.NewWorker(wo)
+	b.ports[lan].cookies = o.cookies
 	b.build(o.options, o.streams)
 	if !o.noHosts {
 		cl := &etherLink{mac: clientMAC, peer: serverMAC, mtu: 1500, vlan: o.vlan, out: b.ports[lan].send}
@@ -193,7 +197,11 @@ func (b *bed) build(options func(*stack.Options), streams []pipeline.StreamStage
 		}})
 	kind := r.Lookup("tcp")
 	spec := pipeline.ChainSpec{Name: "test", Stages: []pipeline.StageSpec{{Kind: kind, Config: kind.NewConfig()}}}
-	chain, err := spec.Build(b.worker.Env())
+	env := b.worker.Env()
+	if p := b.ports[lan]; p != nil && p.cookies != nil {
+		env.SYNs = p.cookies
+	}
+	chain, err := spec.Build(env)
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -74,6 +74,7 @@ func (s *Stack) begin(p *pipeline.Packet, t wire.TCP, key wire.Flow, reversed bo
 	s.active++
 	s.count(&p.Flow, 1)
 	s.pending++
+	s.crowded(now)
 	if err := s.dial(f); err != nil {
 		// Nothing has been sent yet: the ends can still do without us.
 		s.n.dialFailed.Add(1)
@@ -283,6 +284,9 @@ func (s *Stack) whileDialing(p *pipeline.Packet, t wire.TCP, f *flow, fromClient
 	if fromClient {
 		if flags&wire.FlagRST != 0 && (t.Seq() == f.client.isn || t.Seq() == f.client.isn+1) {
 			s.n.dialAborted.Add(1)
+			if f.cookie != nil {
+				f.cookie.told = true
+			}
 			s.kill(f, now)
 			p.Consume()
 			return false
@@ -304,6 +308,7 @@ func (s *Stack) whileDialing(p *pipeline.Packet, t wire.TCP, f *flow, fromClient
 			}
 		}
 		offered.mss = f.server.routeMSS(offered.mss)
+		server := parseSYN(t)
 		mirror(t, offered)
 		f.syn.accepted = parseSYN(t)
 		f.server.isn = t.Seq()
@@ -311,7 +316,13 @@ func (s *Stack) whileDialing(p *pipeline.Packet, t wire.TCP, f *flow, fromClient
 		f.stamps = f.syn.accepted.stamps && f.syn.offered.stamps
 		f.client.offered = f.syn.accepted
 		if !f.syn.accepted.scale {
-			f.server.scale, f.client.shift = 0, 0
+			f.server.scale = 0
+			if f.cookie == nil {
+				f.client.shift = 0
+			}
+		}
+		if f.cookie != nil {
+			f.compareCookie(server, s.synAnswer())
 		}
 	}
 	return true
@@ -384,5 +395,12 @@ func (y *pendingSYN) deliverable(mss uint16) []byte {
 
 // refuseClient answers the client's SYN as the server did: with a reset.
 func (s *Stack) refuseClient(f *flow) {
+	if c := f.cookie; c != nil { // it has had a SYN-ACK
+		if !c.told {
+			s.sendBare(&f.client, c.iss+1-c.seq, f.client.isn+1, wire.FlagRST|wire.FlagACK)
+		}
+		c.told = true
+		return
+	}
 	s.sendBare(&f.client, 0, f.client.isn+1, wire.FlagRST|wire.FlagACK)
 }

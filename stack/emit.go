@@ -69,6 +69,10 @@ func (s *Stack) emit(o *outgoing, max int, now int64) (frames int, done bool) {
 		s.n.txOrphan.Add(1)
 		return 0, true
 	}
+	if flags.Has(wire.FlagSYN|wire.FlagACK) && l.f.cookie != nil {
+		s.heardCookie(l, t)
+		return 0, true
+	}
 	if flags&(wire.FlagSYN|wire.FlagACK) == wire.FlagSYN && !l.spaced(now) {
 		s.n.synRepeats.Add(1)
 		return 0, true
@@ -205,6 +209,9 @@ func (l *leg) sent(seg wire.TCP, n int) {
 // address makes an IP packet of netstack's look as if it came from the other
 // end, and computes its lengths and checksums. ip has the whole packet.
 func (l *leg) address(ip []byte, seg wire.TCP) {
+	if c := l.f.cookie; c != nil && !l.toServer {
+		c.out(seg)
+	}
 	var pseudo uint32
 	if ip[0]>>4 == 4 {
 		h := wire.IPv4(ip)

@@ -56,6 +56,7 @@ type flow struct {
 	owing     bool     // in Stack.owing
 	wish      wish     // to be spliced
 	splice    *spliced // stateSpliced
+	cookie    *cookie  // nil: it began with a SYN
 	stamps    bool     // both connections have timestamps
 	every     bool     // service looks at both directions, whatever the events
 	denying   bool     // the client is being told why, the server is gone

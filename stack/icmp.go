@@ -47,7 +47,7 @@ func (s *Stack) icmp(p *pipeline.Packet, now int64) {
 		s.spliceError(f, p, l.toServer)
 		return
 	}
-	if !l.inFlight(binary.BigEndian.Uint32(b[q.L4+4:])) {
+	if !l.inFlight(binary.BigEndian.Uint32(b[q.L4+4:]) - l.wireSeq()) {
 		p.Drop(ReasonICMPQuote)
 		return
 	}
@@ -63,6 +63,11 @@ func (s *Stack) icmp(p *pipeline.Packet, now int64) {
 		}
 	case f.state == stateDialing && endsDial(m, p.IPVersion == 6):
 		s.n.dialUnreachable.Add(1)
+		if f.cookie != nil { // its SYN is answered: an error about it would say nothing to the client
+			p.Consume()
+			s.kill(f, now)
+			return
+		}
 		s.n.icmpTranslated.Add(1)
 		copy(b[q.L4:min(q.End, p.End)], f.syn.original[:f.syn.size])
 		wire.FillL4(b, &p.Headers)

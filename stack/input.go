@@ -38,6 +38,10 @@ func (s *Stack) segment(p *pipeline.Packet, now int64) {
 			s.begin(p, t, key, reversed, now)
 			return
 		}
+		if p.Cookie {
+			s.beginCookie(p, t, key, reversed, now)
+			return
+		}
 		s.midstream(p)
 		return
 	}
@@ -67,7 +71,19 @@ func (s *Stack) segment(p *pipeline.Packet, now int64) {
 		p.Continue()
 		return
 	}
+	if p.Cookie && (s.replaceable(f, fromClient) || f.state == stateSpliced && f.splice.over()) {
+		// XDP has forgotten the connection before this one.
+		s.n.reused.Add(1)
+		s.supersede(f, now)
+		s.beginCookie(p, t, key, reversed, now)
+		return
+	}
+	cookied := f.cookie != nil && fromClient && f.state != stateSpliced
 	if p.Frag != wire.FragNone {
+		if cookied {
+			s.cookieFragment(f, p, now)
+			return
+		}
 		if f.state == stateSpliced {
 			s.frags.Delete(fragKey(p)) // the later ones follow as they are
 			s.translate(f, p, now)
@@ -89,6 +105,9 @@ func (s *Stack) segment(p *pipeline.Packet, now int64) {
 		return
 	}
 	if isSYN && s.syn(p, t, f, fromClient, key, reversed, now) {
+		return
+	}
+	if cookied && !s.fromCookie(f, p, t) {
 		return
 	}
 	f.packets++

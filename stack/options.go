@@ -26,8 +26,9 @@ type Options struct {
 	// an IPv6 /64; 0: nothing does.
 	MaxFlowsPerClient int
 
-	OnLimit       Refusal // beyond either
-	OnUnsupported Refusal // connections that cannot be terminated without being changed
+	OnLimit       Refusal    // beyond either
+	SYNCookies    CookieMode // needs Env.SYNs
+	OnUnsupported Refusal    // connections that cannot be terminated without being changed
 
 	DialTimeout       time.Duration // until the server has answered
 	HandshakeTimeout  time.Duration // until the client has acknowledged our SYN-ACK

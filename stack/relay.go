@@ -52,6 +52,8 @@ func (s *Stack) service(f *flow, now int64) (more bool) {
 	switch f.state {
 	case stateDialing:
 		s.checkDial(f, now)
+	case stateAccepting:
+		s.giveHeld(f)
 	case stateOpen:
 		wanted := f.wanted()
 		for _, d := range [...]pipeline.Direction{pipeline.ToServer, pipeline.ToClient} {

@@ -50,6 +50,10 @@ func (s *Stack) wantSplice(f *flow, now int64) {
 	if !s.splices || f.wish.made || f.watching > 0 {
 		return
 	}
+	if f.cookie != nil && f.cookie.unlike {
+		s.n.cookieUnlike.Add(1)
+		return
+	}
 	f.wish = wish{made: true, capping: true, until: now + quietWait, pause: retryFirst, since: now}
 	s.wishes = append(s.wishes, f)
 	f.wish.at = len(s.wishes)
@@ -144,6 +148,9 @@ func (s *Stack) trySplice(f *flow, l *leg, p *pipeline.Packet, t wire.TCP, now i
 	}
 	// It carries the acknowledgment and the window of its end, and is answered.
 	y.owed = [2]bool{}
+	if f.cookie != nil && l == &f.client {
+		f.cookie.undo(t)
+	}
 	s.translate(f, p, now)
 	return true
 }
@@ -154,13 +161,13 @@ func (f *flow) rules() (r [2]rewrite.Rule) {
 		from, to := f.ends(pipeline.Direction(d))
 		r[d] = rewrite.Rule{
 			Flags: rewrite.AddSeq | rewrite.AddAck,
-			Seq:   to.sndMax - from.rcvMax,
-			Ack:   to.rcvMax - from.sndMax,
+			Seq:   to.sndMax + to.wireSeq() - from.rcvMax,
+			Ack:   to.rcvMax - from.sndMax - from.wireSeq(),
 		}
 		if f.stamps {
 			r[d].Flags |= rewrite.AddTS
-			r[d].TSVal = to.tsOut - from.tsIn
-			r[d].TSEcr = to.tsIn - from.tsOut
+			r[d].TSVal = to.tsOut + to.wireTS() - from.tsIn
+			r[d].TSEcr = to.tsIn - from.tsOut - from.wireTS()
 		}
 		if by := int8(from.shift) - int8(to.scale); by != 0 {
 			r[d].Flags |= rewrite.ShiftWindow
@@ -256,6 +263,8 @@ func (f *flow) why(s *Stack, now int64) string {
 		return fmt.Sprintf("%d of the stream stages behind the tcp stage want its bytes", f.watching)
 	case !s.splices:
 		return "the tcp stage terminates it"
+	case f.cookie != nil && f.cookie.unlike:
+		return "it began with a SYN cookie, and the server's options are not those that the client was told"
 	case f.state != stateOpen:
 		return "it is being established or closed"
 	case w.made && w.capping:

@@ -81,7 +81,9 @@ type Stack struct {
 	simIDs     []nstack.TransportEndpointID // handshakes that quiesce looks at
 	simConns   uint64                       // connections begun in a simulation
 	splices    bool                         // flows that nobody needs to see are spliced
-	quietTimes *pipeline.Histogram          // from the wish to the splice, seconds
+	syns       synSwitch
+	evictAt    int                 // in timed: the one that evictHalfOpen looked at last
+	quietTimes *pipeline.Histogram // from the wish to the splice, seconds
 
 	signalled atomic.Bool // the worker is awake or was woken: no need to again
 
@@ -149,6 +151,9 @@ func New(env *pipeline.Env, o Options) (*Stack, error) {
 	s.proto = s.net.TransportProtocolInstance(tcp.ProtocolNumber).(segmentQueuer)
 	s.forward = tcp.NewForwarder(s.net, o.ReceiveBuffer, s.maxShaking(), s.shakers.run(s.shake))
 	s.net.SetTransportProtocolHandler(tcp.ProtocolNumber, s.handler)
+	if o.SYNCookies == CookiesOn {
+		s.answerSYNs(true, env.Now())
+	}
 	return s, nil
 }
 
@@ -336,6 +341,7 @@ func (s *Stack) Tick(now int64) {
 		s.timeout(f, now)
 	}
 	s.checkWishes(now)
+	s.checkCookies(now)
 	s.flows.Expire(now, func(f **flow) time.Duration { return s.idleLimit(*f) }, expireStep,
 		func(_ wire.Flow, f **flow) { s.idle(*f, now) })
 	s.endStalled(now)
@@ -353,7 +359,8 @@ func (s *Stack) Tick(now int64) {
 
 // Drain makes the stack refuse new connections, which are bypassed, and
 // returns how many are left.
-func (s *Stack) Drain(int64) (left int) {
+func (s *Stack) Drain(now int64) (left int) {
+	s.answerSYNs(false, now)
 	s.draining = true
 	return s.active
 }
@@ -387,11 +394,12 @@ func (s *Stack) Close() error {
 	if s.closed {
 		return nil
 	}
+	now := s.env.Now()
+	s.answerSYNs(false, now)
 	s.closed, s.draining = true, true
 	s.mu.Lock()
 	s.closing = true
 	s.mu.Unlock()
-	now := s.env.Now()
 	for _, p := range s.flows.All() {
 		s.kill(*p, now)
 	}

@@ -75,8 +75,14 @@ func (s *Stack) kill(f *flow, now int64) {
 	switch f.state {
 	case stateClosed, stateGone:
 	case stateDialing:
+		if f.cookie != nil {
+			s.refuseClient(f)
+		}
 		s.forget(f, now)
 	default:
+		if f.cookie != nil && !f.client.firstSent {
+			s.refuseClient(f)
+		}
 		s.linger(f, now)
 	}
 }

@@ -59,7 +59,7 @@ const (
 	// chain gets it: longer than XDP remembers fragments.
 	placeRest = time.Minute
 	// maxPlaces is how many numbers XDP's metadata has.
-	maxPlaces = 1 << 15
+	maxPlaces = 1 << 12
 	// callWait is how long a worker may take to answer.
 	callWait = 5 * time.Second
 )
@@ -92,9 +92,10 @@ func (a *appliance) newPlace(id pipeline.ChainID, conf config.Chain) (*place, er
 }
 
 func (a *appliance) buildChain(spec *pipeline.ChainSpec, id pipeline.ChainID) (built []*pipeline.Chain, err error) {
+	syns := &chainSYNs{steerer: a.steerer, chain: int(id)}
 	for _, w := range a.workers {
 		env := w.Env()
-		env.Recorder, env.ChainID = a.record, id
+		env.Recorder, env.ChainID, env.SYNs = a.record, id, &workerSYNs{chainSYNs: syns}
 		c, err := spec.Build(env)
 		if err != nil {
 			for _, c := range built {

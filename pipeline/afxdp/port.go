@@ -35,6 +35,14 @@ const MetadataMagic = 0x5053
 // connection that had its addresses and ports has ended.
 const metadataAnew = 0x8000
 
+// metadataCookie is set there in a segment that gives back a SYN cookie, and two
+// bits from metadataSize on say for which segment size. The chain has the rest.
+const (
+	metadataCookie = 0x4000
+	metadataSize   = 12
+	metadataChain  = 0x0fff
+)
+
 // NewMemory maps frames of frameSize bytes for the given number of workers,
 // framesPerWorker for each. Close it after all ports.
 func NewMemory(frameSize, framesPerWorker, workers int, huge xsk.HugePages) (*Memory, error) {
@@ -178,8 +186,9 @@ func (p *Port) Receive(b *pipeline.Batch) (int, error) {
 			m := pk.Frame()[off-MetadataLen : off]
 			if binary.NativeEndian.Uint16(m) == MetadataMagic {
 				chain := binary.NativeEndian.Uint16(m[2:])
-				pk.Chain = pipeline.ChainID(chain &^ metadataAnew)
+				pk.Chain = pipeline.ChainID(chain & metadataChain)
 				pk.Anew = chain&metadataAnew != 0
+				pk.Cookie, pk.CookieSize = chain&metadataCookie != 0, uint8(chain>>metadataSize&3)
 				pk.Hash = binary.NativeEndian.Uint32(m[4:])
 				// Frames are used again: what stands there now must not be
 				// taken for the next packet's.

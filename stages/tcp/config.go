@@ -21,6 +21,7 @@ type Config struct {
 	MaxPending    int    `toml:"max_pending"`          // connections being established at once
 	MaxPerClient  int    `toml:"max_flows_per_client"` // connections at once of an IPv4 address or an IPv6 /64; 0: any number
 	MSSClamp      int    `toml:"mss_clamp"`            // bytes; 0: none
+	SYNCookies    string `toml:"syn_cookies"`          // auto, on, off: SYNs are answered by XDP
 	OnLimit       string `toml:"on_limit"`             // bypass, drop: new connections beyond either
 	OnUnsupported string `toml:"on_unsupported"`       // bypass, drop: connections that cannot be terminated unchanged
 
@@ -58,7 +59,7 @@ func Default() Config {
 	o, i := stack.DefaultOptions(), inspect.DefaultOptions()
 	return Config{
 		Depth: "auto", Splice: "auto", MaxFlows: o.MaxFlows, MaxPending: o.MaxPending,
-		OnLimit: "bypass", OnUnsupported: "bypass",
+		SYNCookies: "auto", OnLimit: "bypass", OnUnsupported: "bypass",
 		DialTimeout: units.Duration(o.DialTimeout), HandshakeTimeout: units.Duration(o.HandshakeTimeout),
 		IdleTimeout: units.Duration(o.IdleTimeout), HalfClosedTimeout: units.Duration(o.HalfClosedTimeout),
 		StallTimeout: units.Duration(o.StallTimeout), CloseTimeout: units.Duration(o.CloseTimeout), TimeWait: units.Duration(o.TimeWait),
@@ -97,6 +98,7 @@ const (
 func Validate(c *Config, issues *pipeline.Issues) {
 	oneOf(issues, "depth", c.Depth, "auto", "inspect", "terminate")
 	oneOf(issues, "splice", c.Splice, "auto", "never")
+	oneOf(issues, "syn_cookies", c.SYNCookies, "auto", "on", "off")
 	oneOf(issues, "on_limit", c.OnLimit, "bypass", "drop")
 	oneOf(issues, "on_unsupported", c.OnUnsupported, "bypass", "drop")
 	oneOf(issues, "loss_detection", c.LossDetection, "rack", "sack")

@@ -118,7 +118,8 @@ func (c *Config) options() stack.Options {
 	refusal := map[string]stack.Refusal{"bypass": stack.Bypass, "drop": stack.Drop}
 	return stack.Options{
 		MaxFlows: c.MaxFlows, MaxPending: c.MaxPending, MaxFlowsPerClient: c.MaxPerClient, MSSClamp: uint16(c.MSSClamp),
-		OnLimit: refusal[c.OnLimit], OnUnsupported: refusal[c.OnUnsupported],
+		SYNCookies: map[string]stack.CookieMode{"auto": stack.CookiesAuto, "on": stack.CookiesOn, "off": stack.CookiesOff}[c.SYNCookies],
+		OnLimit:    refusal[c.OnLimit], OnUnsupported: refusal[c.OnUnsupported],
 		DialTimeout: time.Duration(c.DialTimeout), HandshakeTimeout: time.Duration(c.HandshakeTimeout),
 		IdleTimeout: time.Duration(c.IdleTimeout), HalfClosedTimeout: time.Duration(c.HalfClosedTimeout),
 		CloseTimeout: time.Duration(c.CloseTimeout), StallTimeout: time.Duration(c.StallTimeout), TimeWait: time.Duration(c.TimeWait),

@@ -215,6 +215,33 @@ func TestZeek(t *testing.T) {
 	unused(t, "zeek-", used)
 }
 
+// TestSuricata: method and host of the requests of its HTTP evasions.
+func TestSuricata(t *testing.T) {
+	files, err := filepath.Glob("testdata/expected/suricata-*.yaml")
+	if err != nil || len(files) < 16 {
+		t.Fatalf("%q, %v", files, err)
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		value := func(key string) string {
+			_, after, _ := strings.Cut(string(b), key+": ")
+			v, _, _ := strings.Cut(after, "\n")
+			return v
+		}
+		method, host := value("http.http_method"), value("http.hostname")
+		if method == "" || host == "" {
+			t.Fatalf("%s says %q, %q", file, method, host)
+		}
+		list := facts(t, "testdata/captures/"+strings.TrimSuffix(filepath.Base(file), ".yaml")+".pcap", "deny")
+		if len(list) != 1 || list[0].HTTP.Method != method || list[0].HTTP.Hostname != host || list[0].Reason != "" {
+			t.Errorf("%s: %+v, want %s %s", file, list, method, host)
+		}
+	}
+}
+
 func unused(t *testing.T, prefix string, used map[string]bool) {
 	t.Helper()
 	for where := range exceptions {

@@ -15,7 +15,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0)
 .PHONY: help build release demo test test-vm check unit race bench fuzz generate docs page packages install deb deb-test clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build bin/penstock
 	$(GO) build -trimpath -o bin/penstock ./cmd/penstock
@@ -59,6 +59,10 @@ race: ## the packages with threads of their own, under the race detector
 
 test-vm: ## zero-copy on a virtual NIC, and old and new kernels (root; QEMU and kernels by apt-get download); VM="-run TestKernels" and other flags
 	PENSTOCK_VM=1 $(GO) test -count 1 -v -timeout 25m ./test/vm $(VM)
+
+.PHONY: test-arm64
+test-arm64: ## vet for arm64, and the unprivileged tests of what depends on the processor, emulated (qemu-user by apt-get download)
+	GO=$(GO) ./test/vm/arm64.sh
 
 bench: build ## Penstock and its peers side by side, in one run (root); BENCH="-quick" and other flags
 	@./test/packages.sh bench

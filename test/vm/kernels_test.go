@@ -25,13 +25,13 @@ var series = []struct {
 }{{"5.10", true}, {"6.1", false}, {"6.12", false}, {"6.18", false}, {"newest", false}}
 
 // rows are the tests of ./bpf that put packets through the loaded programs
-// (BPF_PROG_TEST_RUN) or ask the kernel what it can do. Those about restarts, and
-// those that wait, prove nothing more here and take minutes under emulation.
-const rows = "^Test(InstructionCeiling|FlowHash|Parse|TruncationAtEveryLength|Fragments|ICMPErrors|Rules|ManyRules|Midstream|NobodyListens|DefaultAction|" +
-	"FlowOfOneConnection|HalfAFlowIsMended|SYNReopensAFlow|FlowTableFull|NoMetadata|SilentWorker|" +
-	"Expire|ExpireMany|Offload|OffloadIsBothOrNone|RewrittenFlow|RewrittenFlowEnds|StaleRewrite|RewrittenFragments|ReplyKeysDoNotCollide|" +
-	"TranslatorsAgree|AttachReportsTheRealMode|AttachFallsBackToGeneric|BridgeConnectsClientAndServer|SocketGetsPacketsWithMetadata|" +
-	"TTLChecksum|MakeHeadroom)$"
+// (BPF_PROG_TEST_RUN) or ask the kernel what it can do. Those about restarts, those
+// that wait, and those with tens of thousands of packets prove nothing more here and
+// take minutes under emulation.
+const rows = "^Test(InstructionCeiling|Fragments|ICMPErrors|Rules|ManyRules|Midstream|NobodyListens|DefaultAction|" +
+	"FlowOfOneConnection|HalfAFlowIsMended|SYNReopensAFlow|FlowTableFull|NoMetadata|" +
+	"Offload|OffloadIsBothOrNone|RewrittenFlow|RewrittenFlowEnds|StaleRewrite|RewrittenFragments|" +
+	"AttachFallsBackToGeneric|BridgeConnectsClientAndServer|SocketGetsPacketsWithMetadata|MakeHeadroom)$"
 
 // report is what one kernel makes of the programs.
 type report struct {
@@ -75,7 +75,7 @@ func TestKernels(t *testing.T) {
 				}
 				return
 			}
-			if err != nil || r.failed > 0 || r.passed < 20 || len(r.verified) < 6 {
+			if err != nil || r.failed > 0 || r.passed < 20 && *only == rows || len(r.verified) < 6 {
 				t.Fatalf("%s: %v\n%s", m.release, err, out)
 			}
 			reports = append(reports, r)

@@ -80,7 +80,7 @@ func TestZeroCopy(t *testing.T) {
 		queues            int
 	}{
 		{"zero-copy", zeroCopy, "", 1},
-		{"zero-copy, two queues", zeroCopy, "", 2},
+		{"zero-copy two queues", zeroCopy, "", 2},
 		{"copy", withCopy, "", 1},
 		{"generic", generic, noOffloads, 1},
 	} {

@@ -248,7 +248,7 @@ static __noinline enum installed flow_install(struct packet *p, __u32 hash, __u6
 	bool lower = order <= 0;
 	struct flow_key *low, *high;
 	struct flow *there;
-	long err;
+	int err; /* not long: Linux 6.1 fills 32 bits of it only */
 
 	flow_other(&p->key, 0, &other_way);
 	low = lower ? &p->key : &other_way;

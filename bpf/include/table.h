@@ -22,7 +22,7 @@ static __noinline enum offload_result move_reply(struct offload_job *j, struct f
 {
 	struct flow *r = bpf_map_lookup_elem(&flows, from);
 	struct flow copy;
-	long err;
+	int err; /* not long: Linux 6.1 fills 32 bits of it only */
 
 	if (!r)
 		return OFFLOAD_FLOW_GONE;

@@ -15,6 +15,7 @@ import (
 	"penstock/internal/control"
 	"penstock/internal/doctor"
 	"penstock/internal/gate"
+	"penstock/internal/ipfix"
 	"penstock/internal/record"
 	"penstock/internal/route"
 	"penstock/internal/watchdog"
@@ -44,6 +45,7 @@ type appliance struct {
 	table   *gateTable
 	gate    *gate.Gate
 	record  *record.Recorder
+	ipfix   []*ipfix.Exporter
 	server  *control.Server
 	router  *route.Router // nil: bridge mode
 
@@ -73,7 +75,7 @@ func startAppliance(cfg *config.Config, log *slog.Logger) (a *appliance, err err
 		}
 	}()
 	for _, step := range []func() error{
-		a.findInterfaces, a.openRecorder, a.loadXDP, a.takePlace, a.openGate, a.openRouter,
+		a.findInterfaces, a.openRecorder, a.openExporters, a.loadXDP, a.takePlace, a.openGate, a.openRouter,
 		a.openQueues, a.buildWorkers, a.startWorkers, a.attach, a.serve,
 	} {
 		if err := step(); err != nil {
@@ -407,6 +409,7 @@ func (a *appliance) close(detach bool, report *control.Exit) error {
 	if a.record != nil {
 		errs = append(errs, a.record.Close())
 	}
+	a.closeExporters()
 	if a.lock != nil {
 		errs = append(errs, a.lock.Close())
 	}

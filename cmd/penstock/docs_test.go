@@ -60,3 +60,26 @@ func TestReplayPage(t *testing.T) {
 		t.Errorf("%d commands on the page", commands)
 	}
 }
+
+// TestExportPage checks the examples of docs/export.md.
+func TestExportPage(t *testing.T) {
+	page, err := os.ReadFile("../../docs/export.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "part.toml")
+	examples := 0
+	for _, b := range regexp.MustCompile("(?s)```toml\n(.*?)```").FindAllStringSubmatch(string(page), -1) {
+		rest := "\n[[port]]\nname = \"lan\"\ninterface = \"eth1\"\n[[port]]\nname = \"wan\"\ninterface = \"eth2\"\n"
+		if err := os.WriteFile(file, []byte(b[1]+rest), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if status, _, stderr := invoke(t, "check", file); status != 0 {
+			t.Errorf("%s\nstatus %d, stderr %s", b[1], status, stderr)
+		}
+		examples++
+	}
+	if examples < 2 {
+		t.Errorf("%d examples on the page", examples)
+	}
+}

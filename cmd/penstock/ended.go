@@ -149,6 +149,9 @@ func (e *ended) add(f *bpf.EndedFlow) {
 	if e.logs {
 		e.record(f)
 	}
+	if len(e.a.ipfix) > 0 {
+		e.a.export(f)
+	}
 	chain := int(f.Chain)
 	if p := e.a.placeOf(chain); p != nil && p.depth >= pipeline.DepthInspect {
 		w := int(f.Hash % uint32(len(e.a.workers)))

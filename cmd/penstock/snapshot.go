@@ -87,6 +87,7 @@ func (a *appliance) sample(flows bpf.FlowCounts) control.Status {
 	for _, r := range a.record.Stats() {
 		s.Records = append(s.Records, control.Record{To: r.To, Written: r.Written, Dropped: r.Dropped, Failed: r.Failed, Queued: r.Queued, Error: r.Error})
 	}
+	s.Exports = a.exportStatus()
 	return s
 }
 

@@ -179,6 +179,12 @@ func printStatus(out io.Writer, s control.Status) {
 			fmt.Fprintf(out, "  last error: %s\n", r.Error)
 		}
 	}
+	for _, e := range s.Exports {
+		fmt.Fprintf(out, "%s to %s: %d sent, %d dropped, %d failed, %d queued\n", e.Kind, e.To, e.Sent, e.Dropped, e.Failed, e.Queued)
+		if e.Error != "" {
+			fmt.Fprintf(out, "  last error: %s\n", e.Error)
+		}
+	}
 }
 
 func sortedKeys[V any](m map[string]V) []string {

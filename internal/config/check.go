@@ -54,6 +54,7 @@ func (c *checker) check() {
 	c.chains()
 	c.steers()
 	c.records()
+	c.ipfix()
 }
 
 // atMost reports a list of tables that is too long and returns what of it is

@@ -32,6 +32,7 @@ type Config struct {
 	Steer     []Steer
 	Chains    []Chain
 	Record    []Record
+	IPFIX     []IPFIX
 	Warnings  Problems // what is allowed and probably not meant
 }
 

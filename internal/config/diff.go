@@ -61,6 +61,7 @@ func Diff(old, next *Config) []Change {
 	d.steer(old, next)
 	d.chains(old.Chains, next.Chains)
 	d.list("record", recordLines(old), recordLines(next), true)
+	d.list("ipfix", ipfixLines(old), ipfixLines(next), true)
 	return d.changes
 }
 

@@ -15,6 +15,7 @@ type document struct {
 	Steer     []steerTable        `toml:"steer" help:"a rule that says where a flow goes; in order, the first match wins, replies follow their flow"`
 	Chain     []chainTable        `toml:"chain" help:"an ordered list of stages; one without stages forwards everything"`
 	Record    []recordTable       `toml:"record" help:"a place where events go, as lines of JSON"`
+	IPFIX     []ipfixTable        `toml:"ipfix" help:"a collector that is told of flows that have ended, by IPFIX"`
 }
 
 // setTable is [set.NAME].
@@ -69,4 +70,4 @@ type recordTable struct {
 func (t *recordTable) setDefaults() { *t = recordTable{Events: []string{"all"}} }
 
 // known are the tables of a document.
-var known = map[string]bool{"appliance": true, "gate": true, "set": true, "port": true, "steer": true, "chain": true, "record": true}
+var known = map[string]bool{"appliance": true, "gate": true, "set": true, "port": true, "steer": true, "chain": true, "record": true, "ipfix": true}

@@ -109,6 +109,7 @@ func example() *source {
 				Count: 3, Sum: 9 * time.Microsecond, Buckets: []latency.Bucket{{Most: 2 * time.Microsecond, Count: 2}, {Most: 7 * time.Microsecond, Count: 1}},
 			}}},
 			Records: []Record{{To: "stdout", Written: 3}},
+			Exports: []Export{{Kind: "ipfix", To: "udp:192.0.2.9:4739", Sent: 3, Up: true}},
 		},
 		flows: []Flow{{Client: "10.0.0.1:1", Server: "10.0.0.2:80", Proto: "tcp", Depth: "terminate"}},
 	}
@@ -250,7 +251,7 @@ func TestMetrics(t *testing.T) {
 }
 
 // metricName is a scope, nouns and a unit, in that order.
-var metricName = regexp.MustCompile(`^penstock_(appliance|port|xdp|table|stack|queue|worker|chain|stage|memory|router|record)(_[a-z]+)*_` +
+var metricName = regexp.MustCompile(`^penstock_(appliance|port|xdp|table|stack|queue|worker|chain|stage|memory|router|record|export)(_[a-z]+)*_` +
 	`(total|info|seconds|states?|flows|frames|slots|units|events)$`)
 
 func TestMetricsAddressInUse(t *testing.T) {

@@ -75,6 +75,13 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 		ch.count(metricRecords, r.Failed, r.To, "failed")
 		ch.count(metricQueued, r.Queued, r.To)
 	}
+	for _, e := range s.Exports {
+		ch.count(metricExports, e.Sent, e.Kind, e.To, "sent")
+		ch.count(metricExports, e.Dropped, e.Kind, e.To, "dropped")
+		ch.count(metricExports, e.Failed, e.Kind, e.To, "failed")
+		ch.count(metricWaiting, e.Queued, e.Kind, e.To)
+		ch.set(metricReached, bool01(e.Up), e.Kind, e.To)
+	}
 }
 
 func (ch scrape) port(p *Port) {

@@ -32,6 +32,7 @@ type Status struct {
 	Flows   FlowCounts             `json:"flows"`
 	Workers []pipeline.WorkerStats `json:"workers"`
 	Records []Record               `json:"records,omitempty"`
+	Exports []Export               `json:"exports,omitempty"`
 	// OffloadResults count flows given to XDP, by what became of that.
 	OffloadResults map[string]uint64 `json:"offload_results,omitempty"`
 	LostEvents     uint64            `json:"lost_events"` // of XDP, for records
@@ -126,6 +127,19 @@ type Record struct {
 	Dropped uint64 `json:"dropped"` // the sink could not follow
 	Failed  uint64 `json:"failed"`  // could not be encoded or written
 	Queued  uint64 `json:"queued"`
+	Error   string `json:"error,omitempty"` // the last one
+}
+
+// Export is a collector that the appliance sends to. What was to be sent is in
+// one of Sent, Dropped, Failed and Queued.
+type Export struct {
+	Kind    string `json:"kind"` // "ipfix": flows
+	To      string `json:"to"`
+	Sent    uint64 `json:"sent"`
+	Dropped uint64 `json:"dropped"` // the collector could not follow
+	Failed  uint64 `json:"failed"`  // was not accepted
+	Queued  uint64 `json:"queued"`
+	Up      bool   `json:"up"`
 	Error   string `json:"error,omitempty"` // the last one
 }
 

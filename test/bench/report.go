@@ -151,7 +151,6 @@ func (r report) print(out io.Writer) {
 		}
 	}
 	r.breakEvens(out)
-	r.printMemory(out)
 	r.printXSK(out)
 	fmt.Fprintln(out)
 	for _, f := range r.failures() {

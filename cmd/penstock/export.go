@@ -1,0 +1,70 @@
+package main
+
+import (
+	"penstock/bpf"
+	"penstock/internal/control"
+	"penstock/internal/ipfix"
+	"penstock/internal/wire"
+)
+
+func (a *appliance) openExporters() error {
+	for _, c := range a.cfg.IPFIX {
+		e, err := ipfix.Open(c.Spec, a.log, ipfix.Options{})
+		if err != nil {
+			return err
+		}
+		a.ipfix = append(a.ipfix, e)
+	}
+	return nil
+}
+
+// closeExporters sends what is left. A collector that is not there must not
+// make a stop fail.
+func (a *appliance) closeExporters() {
+	for _, e := range a.ipfix {
+		if err := e.Close(); err != nil {
+			a.log.Warn(err.Error())
+		}
+	}
+}
+
+// export tells the collectors of a flow that has ended.
+func (a *appliance) export(f *bpf.EndedFlow) {
+	flow := ipfix.Flow{
+		Src: f.Key.Src, Dst: f.Key.Dst, Proto: f.Key.Proto, VLAN: f.Key.VLAN,
+		Packets: f.Packets, Bytes: f.Bytes, ReversePackets: f.ReplyPackets, ReverseBytes: f.ReplyBytes,
+		TCPFlags: f.TCPFlags, ReverseTCPFlags: f.ReplyTCPFlags,
+		Start: wallClock(f.Start), End: wallClock(f.LastSeen),
+	}
+	// The ports of an ICMP flow are its identifier, which collectors would take
+	// for type and code.
+	if flow.Proto != wire.ProtoICMP && flow.Proto != wire.ProtoICMPv6 {
+		flow.SrcPort, flow.DstPort = f.Key.SrcPort, f.Key.DstPort
+	}
+	switch f.Why {
+	case bpf.EndIdle:
+		flow.Reason = ipfix.EndIdle
+	case bpf.EndEvicted:
+		flow.Reason = ipfix.EndForced
+	default:
+		flow.Reason = ipfix.EndDetected
+	}
+	switch f.Action {
+	case bpf.Drop:
+		flow.Forwarding = ipfix.Dropped
+	case bpf.Bypass:
+		flow.Forwarding = ipfix.Forwarded
+	}
+	for _, e := range a.ipfix {
+		e.Export(&flow)
+	}
+}
+
+// exportStatus shows the collectors.
+func (a *appliance) exportStatus() (all []control.Export) {
+	for _, e := range a.ipfix {
+		s := e.Stats()
+		all = append(all, control.Export{Kind: "ipfix", To: s.To, Sent: s.Sent, Dropped: s.Dropped, Failed: s.Failed, Queued: s.Queued, Up: s.Up, Error: s.Error})
+	}
+	return all
+}

@@ -1,0 +1,211 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"penstock/internal/lab"
+)
+
+// ipfixElement is an information element: IANA's number, and 1<<15 for that of
+// the reverse direction.
+type ipfixElement struct{ id, len int }
+
+// ipfixReader reads messages by the templates in them.
+type ipfixReader struct {
+	templates map[int][]ipfixElement
+	records   []map[int][]byte // by element
+	seq       uint64
+}
+
+func (r *ipfixReader) read(b []byte) error {
+	if len(b) < 16 || number(b[:2]) != 10 || int(number(b[2:4])) != len(b) {
+		return fmt.Errorf("a message of %d bytes: % x", len(b), b[:min(len(b), 16)])
+	}
+	if seq := number(b[8:12]); seq != r.seq {
+		return fmt.Errorf("sequence number %d after %d records", seq, r.seq)
+	}
+	for b = b[16:]; len(b) > 0; {
+		id, n := int(number(b[:2])), int(number(b[2:4]))
+		set := b[4:n]
+		b = b[n:]
+		for id == 2 && len(set) > 0 {
+			name, fields := int(number(set[:2])), int(number(set[2:4]))
+			set = set[4:]
+			r.templates[name] = nil
+			for range fields {
+				e := ipfixElement{int(number(set[:2])), int(number(set[2:4]))}
+				set = set[4:]
+				if e.id >= 1<<15 {
+					if pen := number(set[:4]); pen != 29305 {
+						return fmt.Errorf("an element of enterprise %d", pen)
+					}
+					set = set[4:]
+				}
+				r.templates[name] = append(r.templates[name], e)
+			}
+		}
+		if id == 2 {
+			continue
+		}
+		if r.templates[id] == nil {
+			return fmt.Errorf("no template %d has come", id)
+		}
+		for len(set) > 0 {
+			record := map[int][]byte{}
+			for _, e := range r.templates[id] {
+				record[e.id], set = set[:e.len], set[e.len:]
+			}
+			r.records = append(r.records, record)
+			r.seq++
+		}
+	}
+	return nil
+}
+
+func number(b []byte) (n uint64) {
+	for _, c := range b {
+		n = n<<8 | uint64(c)
+	}
+	return n
+}
+
+// TestIPFIX: what a collector is told of flows is what is recorded of them.
+func TestIPFIX(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, lab.InlineOptions{})
+	path := filepath.Join(r.dir, "events.json")
+	collector, err := r.Appliance.ListenPacket("udp", "127.0.0.1:4739")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer collector.Close()
+	r.config("closed", "", fmt.Sprintf(`
+[[record]]
+to = "file:%s"
+events = ["flow"]
+[[ipfix]]
+to = "udp:127.0.0.1:4739"
+domain = 7
+[[ipfix]]
+to = "tcp:127.0.0.1:1"
+[[steer]]
+proto = "icmp"
+to = "filter"
+`, path)+aclChain)
+	r.tcpServer(7000)
+	a := r.start()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	const flows = 6
+	for i := range flows {
+		if err := r.client().TCPDiscard(ctx, r.addr(i%2 == 1, 7000), int64(i)<<10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := ipfixReader{templates: map[int][]ipfixElement{}}
+	buf := make([]byte, 65536)
+	for len(got.records) < flows {
+		_ = collector.SetReadDeadline(time.Now().Add(20 * time.Second))
+		n, _, err := collector.ReadFrom(buf)
+		if err != nil {
+			t.Fatalf("%d of %d flows: %v", len(got.records), flows, err)
+		}
+		b := append([]byte(nil), buf[:n]...)
+		if err := got.read(b); err != nil {
+			t.Fatal(err)
+		}
+		if domain := number(b[12:16]); domain != 7 {
+			t.Errorf("observation domain %d", domain)
+		}
+	}
+	type line struct {
+		SrcIP    string `json:"src_ip"`
+		SrcPort  int    `json:"src_port"`
+		DestIP   string `json:"dest_ip"`
+		DestPort int    `json:"dest_port"`
+		Action   string `json:"action"`
+		Flow     struct {
+			PktsToServer  uint64    `json:"pkts_toserver"`
+			PktsToClient  uint64    `json:"pkts_toclient"`
+			BytesToServer uint64    `json:"bytes_toserver"`
+			BytesToClient uint64    `json:"bytes_toclient"`
+			Start         time.Time `json:"start"`
+			End           time.Time `json:"end"`
+			Reason        string    `json:"reason"`
+		} `json:"flow"`
+	}
+	recorded := map[string]line{}
+	r.eventually("the flows are recorded", func() error {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for l := range strings.Lines(string(text)) {
+			var e line
+			if json.Unmarshal([]byte(l), &e) == nil {
+				recorded[net.JoinHostPort(e.SrcIP, fmt.Sprint(e.SrcPort))] = e
+			}
+		}
+		if len(recorded) < flows {
+			return fmt.Errorf("%d of %d", len(recorded), flows)
+		}
+		return nil
+	})
+	const reverse = 1 << 15
+	for _, x := range got.records {
+		src, dst := x[8], x[12]
+		if src == nil {
+			src, dst = x[27], x[28]
+		}
+		from, _ := netip.AddrFromSlice(src)
+		to, _ := netip.AddrFromSlice(dst)
+		name := netip.AddrPortFrom(from, uint16(number(x[7]))).String()
+		e, there := recorded[name]
+		f := e.Flow
+		if !there || to.String() != e.DestIP || number(x[11]) != uint64(e.DestPort) || number(x[4]) != 6 {
+			t.Errorf("%s to %s:%d is not recorded, or is %+v", name, to, number(x[11]), e)
+			continue
+		}
+		for what, pair := range map[string][2]uint64{
+			"packets to the server": {number(x[2]), f.PktsToServer}, "packets to the client": {number(x[2|reverse]), f.PktsToClient},
+			"frame bytes to the server": {number(x[352]), f.BytesToServer}, "frame bytes to the client": {number(x[352|reverse]), f.BytesToClient},
+			"bytes to the server": {number(x[1]), f.BytesToServer - 14*f.PktsToServer}, "bytes to the client": {number(x[1|reverse]), f.BytesToClient - 14*f.PktsToClient},
+			"end reason": {number(x[136]), 3}, "VLAN": {number(x[243]), 0},
+		} {
+			if pair[0] != pair[1] {
+				t.Errorf("%s: %s: %d, the record has %d", name, what, pair[0], pair[1])
+			}
+		}
+		// The clocks of monotonic time and of the day are read once for each.
+		for what, pair := range map[string][2]int64{"start": {int64(number(x[152])), f.Start.UnixMilli()}, "end": {int64(number(x[153])), f.End.UnixMilli()}} {
+			if d := pair[0] - pair[1]; d < -2 || d > 2 {
+				t.Errorf("%s: %s: %d, the record has %d", name, what, pair[0], pair[1])
+			}
+		}
+		if flags := number(x[6]); flags&0x13 != 0x13 { // SYN, FIN, ACK
+			t.Errorf("%s: TCP flags %#x", name, flags)
+		}
+		if e.Action == "forward" && number(x[89]) != 1<<6 {
+			t.Errorf("%s: forwarding status %#x", name, number(x[89]))
+		}
+	}
+	s := a.status()
+	if len(s.Exports) != 2 || s.Exports[0].Sent != flows || s.Exports[0].Kind != "ipfix" || !s.Exports[0].Up {
+		t.Errorf("%+v", s.Exports)
+	}
+	// One that is not there has it waiting, and nobody else notices.
+	if x := s.Exports[1]; x.Sent != 0 || x.Queued != flows || x.Up || !strings.Contains(x.Error, "refused") {
+		t.Errorf("%+v", x)
+	}
+	a.balanced()
+	a.stop()
+}

@@ -267,8 +267,26 @@ func (a *appliance) attach() error {
 }
 
 func (a *appliance) serve() (err error) {
-	a.server, err = control.Serve(a.cfg.Appliance.Control, a.cfg.Appliance.Metrics, a)
-	return err
+	c := &a.cfg.Appliance
+	if a.server, err = control.Serve(c.Control, c.Metrics, a); err != nil || c.API.Listen == "" {
+		return err
+	}
+	return a.server.ServeTLS(control.Remote{Listen: c.API.Listen, Cert: c.API.Cert, Key: c.API.Key, ClientCA: c.API.ClientCA}, a.log)
+}
+
+// Audited implements control.Source.
+func (a *appliance) Audited(e control.Audit) {
+	level := slog.LevelInfo
+	if e.Error != "" {
+		level = slog.LevelWarn
+	}
+	a.log.Log(context.Background(), level, "asked for a change", "action", e.Action, "what", e.What, "by", e.Caller.String(), "result", e.Result, "err", e.Error)
+	a.record.Record("audit", auditEvent{e})
+}
+
+// auditEvent is a change in a record.
+type auditEvent struct {
+	Audit control.Audit `json:"audit"`
 }
 
 func (a *appliance) startWorkers() error {

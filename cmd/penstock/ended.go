@@ -200,7 +200,7 @@ func (a *appliance) Evict(flows []control.Flow) (int, error) {
 	for i, f := range flows {
 		var err error
 		if keys[i], err = flowKey(f); err != nil {
-			return 0, fmt.Errorf("evict flow %d: %w", i, err)
+			return 0, control.Wrong(fmt.Errorf("evict flow %d: %w; name flows as /v1/flows does", i, err))
 		}
 	}
 	e := a.newEnded()

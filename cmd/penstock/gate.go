@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -112,7 +113,13 @@ func (a *appliance) DenyAdd(d control.DenyAdd) (int, error) {
 }
 
 // DenyDel implements control.Source.
-func (a *appliance) DenyDel(prefixes []netip.Prefix) error { return a.gate.Remove(prefixes) }
+func (a *appliance) DenyDel(prefixes []netip.Prefix) error {
+	err := a.gate.Remove(prefixes)
+	if absent := (*gate.AbsentError)(nil); errors.As(err, &absent) {
+		return control.Unknown(err)
+	}
+	return err
+}
 
 // DenyList implements control.Source.
 func (a *appliance) DenyList() ([]control.Deny, error) {

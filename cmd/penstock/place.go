@@ -101,7 +101,7 @@ func tryLock(f *os.File) (bool, error) {
 // and ends. Its successor waits for the lock.
 func (a *appliance) Handover() (h control.Handover, err error) {
 	if !a.pinned {
-		return h, errors.New("it can pin nothing (pins in [appliance]), so that XDP would go with it")
+		return h, control.Refused(errors.New("it can pin nothing (pins in [appliance]), so that XDP would go with it; stop it before another one starts"))
 	}
 	_, h.Flows, err = a.depths()
 	h.DrainSeconds = time.Duration(a.live().Appliance.DrainTimeout).Seconds()

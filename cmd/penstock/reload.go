@@ -230,7 +230,7 @@ func (a *appliance) Drain(d control.DrainAsk) ([]control.Drain, error) {
 	defer a.changing.Unlock()
 	p := &a.places
 	if !d.Undo && a.cfg.Appliance.Midstream == config.MidstreamDrop {
-		return nil, errors.New(`drain: with midstream = "drop", XDP drops flows that it has let pass by a rule: new flows would be cut, not bypassed; set midstream in [appliance] to "bypass"`)
+		return nil, control.Refused(errors.New(`drain: with midstream = "drop", XDP drops flows that it has let pass by a rule: new flows would be cut, not bypassed; set midstream in [appliance] to "bypass"`))
 	}
 	drained, found := map[string]bool{}, d.Chain == ""
 	var have []string
@@ -243,7 +243,7 @@ func (a *appliance) Drain(d control.DrainAsk) ([]control.Drain, error) {
 		have = append(have, fmt.Sprintf("%q", name))
 	}
 	if !found {
-		return nil, fmt.Errorf("drain chain %q: there is none of that name; there are %s", d.Chain, strings.Join(have, ", "))
+		return nil, control.Unknown(fmt.Errorf("drain chain %q: there is none of that name; there are %s", d.Chain, strings.Join(have, ", ")))
 	}
 	if err := a.steerer.SetRules(rules(p.cfg, p.current, drained)); err != nil {
 		return nil, err

@@ -72,7 +72,8 @@ func runCommand(args []string) error {
 				if err := a.record.Reopen(); err != nil {
 					log.Error("records are not reopened", "err", err)
 				}
-				_, _ = a.Reload(false) // it has said what became of it
+				r, err := a.Reload(false)
+				a.Audited(control.AuditOfReload(control.Signal("SIGHUP"), r, err))
 				service.ready()
 				continue
 			}

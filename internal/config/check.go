@@ -126,7 +126,45 @@ func (c *checker) appliance() {
 	if a.FramesPerQueue < 2*a.RingSize && !c.isBad("appliance.ring_size") {
 		check("frames_per_queue", fmt.Sprintf("want at least twice ring_size (%d), so that a full receive ring leaves frames to send, got %d", 2*a.RingSize, a.FramesPerQueue))
 	}
+	c.api(&a.API)
 	c.config.Appliance = *a
+}
+
+// api checks [appliance.api]: none of its keys, or all of them.
+func (c *checker) api(a *API) {
+	const table = "appliance.api"
+	parent, _ := c.root["appliance"].(map[string]any)
+	t, ok := parent["api"].(map[string]any)
+	if !ok {
+		return
+	}
+	if t["listen"] == nil {
+		c.add(table, `listen is missing: want an address and a port such as "127.0.0.1:9478", or "" to turn it off`)
+		delete(c.bad, table)
+		return
+	}
+	if p := addressProblem(a.Listen); p != "" && !c.isBad(table+".listen") {
+		c.add(table+".listen", "%s", p)
+	}
+	if a.Listen == "" {
+		return // off
+	}
+	for _, k := range []struct{ key, path, want string }{
+		{"cert", a.Cert, "a file with the appliance's certificate, in PEM"},
+		{"key", a.Key, "a file with the key of cert, in PEM"},
+		{"client_ca", a.ClientCA, "a file with the authority of the clients' certificates, in PEM: without it anybody could change the appliance"},
+	} {
+		at := table + "." + k.key
+		if c.isBad(at) {
+			continue
+		}
+		if k.path == "" {
+			c.add(table, "%s is missing: want %s", k.key, k.want)
+			delete(c.bad, table) // another key may be missing too
+		} else if p := pathProblem(k.path, 4000); p != "" {
+			c.add(at, "%s", strings.Replace(p, `, or "" for none`, "", 1))
+		}
+	}
 }
 
 func pathProblem(path string, most int) string {

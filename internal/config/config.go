@@ -54,6 +54,16 @@ type Appliance struct {
 	RingSize       int            `toml:"ring_size" min:"64" max:"32768" help:"slots in each of a queue's four rings; a power of two"`
 	Drain          units.Duration `toml:"drain" min:"0s" max:"168h" help:"how long flows of a chain that a reload has changed or removed may go on in it; \"0s\": not at all"`
 	DrainTimeout   units.Duration `toml:"drain_timeout" help:"how long connections may take to finish when the appliance stops"`
+	API            API            `toml:"api" help:"the control API over TCP too, for clients with a certificate"`
+}
+
+// API is the [appliance.api] table. Listen is "" if the API is on the control
+// socket only; else all are set.
+type API struct {
+	Listen   string `toml:"listen" help:"address and port; \"\" is the control socket only"`
+	Cert     string `toml:"cert" help:"file with the appliance's certificate, in PEM; read again when it changes, as the two below"`
+	Key      string `toml:"key" help:"file with the key of cert, in PEM"`
+	ClientCA string `toml:"client_ca" help:"file with the authority that issues the certificates of those who may ask, in PEM"`
 }
 
 // The modes of Appliance.Mode, OnExit, Midstream and Malformed.

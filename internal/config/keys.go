@@ -58,6 +58,11 @@ func Tables() []Table {
 		}
 		t.Keys = keysOf(t, field)
 		tables = append(tables, t)
+		if f.name == "appliance" {
+			at := Table{Name: "appliance.api", Help: "the control API over TCP too, with TLS 1.3, for clients with a certificate"}
+			at.Keys = keysOf(at, reflect.ValueOf(API{}))
+			tables = append(tables, at)
+		}
 		if f.name == "port" {
 			ft := Table{Name: "port.fault", Help: "faults on purpose, for rehearsals: they strike what passes between the port above and user space"}
 			ft.Keys = keysOf(ft, reflect.ValueOf(faultTable{fault.Default()}))
@@ -82,7 +87,7 @@ func Keys() (keys []Key) {
 
 func keysOf(t Table, v reflect.Value) (keys []Key) {
 	for _, f := range fieldsOf(v.Type(), nil) {
-		if t.Name == "chain" && f.name == "stage" || t.Name == "port" && f.name == "fault" {
+		if t.Name == "chain" && f.name == "stage" || t.Name == "port" && f.name == "fault" || t.Name == "appliance" && f.name == "api" {
 			continue // a table of its own
 		}
 		_, required := f.tag.Lookup("required")

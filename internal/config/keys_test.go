@@ -10,6 +10,7 @@ import (
 
 // samples are values for keys that have no default.
 var samples = map[string]string{
+	"appliance.api.listen": `"127.0.0.1:9478"`, "appliance.api.cert": `"/c"`, "appliance.api.key": `"/k"`, "appliance.api.client_ca": `"/a"`,
 	"port.name": `"NAME"`, "port.interface": `"NAME"`,
 	"steer.from": `"A"`, "steer.src": `["10.0.0.0/8"]`, "steer.dst": `["::/0", "10.0.0.1"]`,
 	"steer.src_port": `["1000-2000"]`, "steer.dst_port": `[80]`, "steer.to": `"C"`,
@@ -50,7 +51,9 @@ func TestKeysAreThere(t *testing.T) {
 	if problems != nil {
 		t.Fatalf("%v\n%s", problems.Error(), file.String())
 	}
-	if want := defaultAppliance("penstock"); c.Appliance != want {
+	want := defaultAppliance("penstock")
+	want.API = API{"127.0.0.1:9478", "/c", "/k", "/a"}
+	if c.Appliance != want {
 		t.Errorf("the documented defaults give %+v, want %+v", c.Appliance, want)
 	}
 	for id := range samples {

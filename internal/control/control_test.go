@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,6 +32,15 @@ type source struct {
 	reloads   []bool
 	drains    []DrainAsk
 	evicted   []Flow
+
+	mu      sync.Mutex
+	audited []Audit
+}
+
+func (s *source) Audited(a Audit) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.audited = append(s.audited, a)
 }
 
 func (s *source) Status() Status { return s.s }

@@ -1,7 +1,7 @@
 package control
 
 import (
-	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -13,22 +13,34 @@ type denyAdded struct {
 
 func denyRoutes(src Source) []route {
 	return []route{
-		{http.MethodGet, "/v1/deny", "the deny list", ask(func() ([]Deny, error) { return list(src.DenyList()) })},
-		{http.MethodPost, "/v1/deny/add", "deny prefixes", call(func(a DenyAdd) (denyAdded, error) {
+		get("/v1/deny", "the deny list", func() ([]Deny, error) { return list(src.DenyList()) }),
+		post(src, "/v1/deny/add", "deny_add", "deny prefixes, all or none", func(a DenyAdd) (denyAdded, error) {
+			if err := a.check(); err != nil {
+				return denyAdded{}, Wrong(err)
+			}
 			n, err := src.DenyAdd(a)
 			return denyAdded{n}, err
-		})},
-		{http.MethodPost, "/v1/deny/del", "end denies of run time", call(func(a DenyAdd) (struct{}, error) {
+		}),
+		post(src, "/v1/deny/del", "deny_del", "end denies of run time, all or none", func(a DenyDel) (struct{}, error) {
+			if len(a.Prefixes) == 0 {
+				return struct{}{}, Wrong(errNoPrefix)
+			}
 			return struct{}{}, src.DenyDel(a.Prefixes)
-		})},
+		}),
 	}
 }
 
-func body(w http.ResponseWriter, r *http.Request, v any) error {
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(v); err != nil {
-		return fmt.Errorf("read request: %w", err)
+var errNoPrefix = errors.New("want at least one prefix, got none; name some in prefixes")
+
+// maxSeconds is the longest time for which something is denied: a hundred years.
+const maxSeconds = 100 * 365 * 24 * 3600
+
+func (a *DenyAdd) check() error {
+	if len(a.Prefixes) == 0 {
+		return errNoPrefix
+	}
+	if a.ForSeconds < 0 || a.ForSeconds > maxSeconds {
+		return fmt.Errorf("want for_seconds from 0 to %d, got %g; 0 is for good", maxSeconds, a.ForSeconds)
 	}
 	return nil
 }
@@ -42,7 +54,7 @@ func (c *Client) DenyAdd(a DenyAdd) (int, error) {
 
 // DenyDel ends denies of run time, all or none.
 func (c *Client) DenyDel(prefixes []netip.Prefix) error {
-	return c.do(http.MethodPost, "/v1/deny/del", DenyAdd{Prefixes: prefixes}, &struct{}{})
+	return c.do(http.MethodPost, "/v1/deny/del", DenyDel{Prefixes: prefixes}, &struct{}{})
 }
 
 // DenyList asks for the deny list.

@@ -123,10 +123,10 @@ type Inherited struct {
 
 func reloadRoutes(src Source) []route {
 	return []route{
-		{http.MethodPost, "/v1/reload", "read the configuration again", call(func(a ReloadAsk) (Reload, error) { return src.Reload(a.DryRun) })},
-		{http.MethodGet, "/v1/drain", "what flows each chain has", ask(src.Drains)},
-		{http.MethodPost, "/v1/drain", "bypass new flows of chains", call(src.Drain)},
-		{http.MethodPost, "/v1/handover", "drain, leave XDP attached, and end", ask(src.Handover)},
+		post(src, "/v1/reload", "reload", "read the configuration again, and change what is different", func(a ReloadAsk) (Reload, error) { return src.Reload(a.DryRun) }),
+		get("/v1/drain", "what flows each chain has", src.Drains),
+		post(src, "/v1/drain", "drain", "bypass new flows of chains, or take them again", src.Drain),
+		post(src, "/v1/handover", "handover", "drain, leave XDP attached, and end: another process takes over", func(struct{}) (Handover, error) { return src.Handover() }),
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 )
 
@@ -20,14 +19,16 @@ import (
 type Server struct {
 	socket  net.Listener
 	metrics net.Listener
+	remote  net.Listener
 	servers []*http.Server
+	src     Source
 }
 
 // Serve listens on the unix socket at path and the TCP address metrics; "" of
 // either turns it off. A socket that a dead process left is replaced; one that
 // answers is an error.
 func Serve(path, metrics string, src Source) (_ *Server, err error) {
-	s := &Server{}
+	s := &Server{src: src}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -60,9 +61,15 @@ func (s *Server) MetricsAddr() net.Addr {
 }
 
 func (s *Server) serve(l net.Listener, h http.Handler) {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
-	s.servers = append(s.servers, srv)
+	srv := s.server(h)
 	go func() { _ = srv.Serve(l) }() // ends with Close
+}
+
+// server returns one that Close closes.
+func (s *Server) server(h http.Handler) *http.Server {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ConnContext: withPeer}
+	s.servers = append(s.servers, srv)
+	return srv
 }
 
 // closeWait is how long Close lets answers that are under way finish: who asked
@@ -80,7 +87,7 @@ func (s *Server) Close() error {
 		}
 	}
 	// A server that has not begun to serve yet does not know its listener.
-	for _, l := range []net.Listener{s.socket, s.metrics} {
+	for _, l := range []net.Listener{s.socket, s.metrics, s.remote} {
 		if l != nil {
 			if cerr := l.Close(); !errors.Is(cerr, net.ErrClosed) {
 				err = errors.Join(err, cerr)
@@ -116,83 +123,6 @@ func listenUnix(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("set mode of control socket: %w", err)
 	}
 	return l, nil
-}
-
-func apiHandler(src Source) http.Handler {
-	mux := http.NewServeMux()
-	for _, r := range routes(src) {
-		mux.HandleFunc(r.method+" "+r.path, func(w http.ResponseWriter, req *http.Request) {
-			v, err := r.answer(w, req)
-			reply(w, v, err)
-		})
-	}
-	return mux
-}
-
-// route is one thing that can be asked.
-type route struct {
-	method, path string
-	summary      string
-	answer       func(w http.ResponseWriter, r *http.Request) (any, error)
-}
-
-// routes are all there are.
-func routes(src Source) []route {
-	return slices.Concat([]route{
-		{http.MethodGet, "/v1/status", "what the appliance is and does", ask(func() (Status, error) { return src.Status(), nil })},
-		{http.MethodGet, "/v1/sample", "the same, at a cost that does not grow with the number of flows", ask(func() (Status, error) { return src.Sample(), nil })},
-		{http.MethodGet, "/v1/flows", "the live flows", ask(func() ([]Flow, error) { return list(src.Flows()) })},
-		{http.MethodPost, "/v1/flows/evict", "forget flows", call(func(flows []Flow) (evicted, error) {
-			n, err := src.Evict(flows)
-			return evicted{n}, err
-		})},
-	}, reloadRoutes(src), denyRoutes(src))
-}
-
-// ask answers a request without a body.
-func ask[T any](fn func() (T, error)) func(http.ResponseWriter, *http.Request) (any, error) {
-	return func(http.ResponseWriter, *http.Request) (any, error) { return fn() }
-}
-
-// call answers a request with a body; none at all is the zero value.
-func call[A, T any](fn func(A) (T, error)) func(http.ResponseWriter, *http.Request) (any, error) {
-	return func(w http.ResponseWriter, r *http.Request) (any, error) {
-		var a A
-		if r.ContentLength != 0 {
-			if err := body(w, r, &a); err != nil {
-				return nil, err
-			}
-		}
-		return fn(a)
-	}
-}
-
-// list makes a list that has nothing in it an empty one of JSON.
-func list[T any](l []T, err error) ([]T, error) {
-	if l == nil {
-		l = []T{}
-	}
-	return l, err
-}
-
-// maxRequest bounds what a request may hold.
-const maxRequest = 256 << 20
-
-type evicted struct {
-	Evicted int `json:"evicted"`
-}
-
-type apiError struct {
-	Error string `json:"error"`
-}
-
-func reply(w http.ResponseWriter, v any, err error) {
-	w.Header().Set("Content-Type", "application/json")
-	if err != nil {
-		w.WriteHeader(http.StatusInternalServerError)
-		v = apiError{err.Error()}
-	}
-	_ = json.NewEncoder(w).Encode(v) // the client has gone: nothing to do
 }
 
 // Client asks a running appliance.
@@ -244,6 +174,9 @@ func (c *Client) do(method, url string, send, v any) error {
 	if err != nil {
 		return err
 	}
+	if send != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
 	resp, err := c.http.Do(req)
 	if err != nil {
 		var op *net.OpError
@@ -258,11 +191,11 @@ func (c *Client) do(method, url string, send, v any) error {
 		return fmt.Errorf("read answer of control socket: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		var e apiError
-		if json.Unmarshal(answer, &e) != nil || e.Error == "" {
-			e.Error = resp.Status
+		p := new(Problem)
+		if json.Unmarshal(answer, p) != nil || p.Detail == "" {
+			p.Detail = resp.Status
 		}
-		return fmt.Errorf("ask control socket %s: %s", c.path, e.Error)
+		return fmt.Errorf("ask control socket %s: %w", c.path, p)
 	}
 	if err := json.Unmarshal(answer, v); err != nil {
 		return fmt.Errorf("read answer of control socket: %w", err)

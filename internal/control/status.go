@@ -1,6 +1,9 @@
-// Package control shows what a running appliance does: as JSON over a local
-// socket for the command line, and as Prometheus metrics. Both render the same
-// Status, so that no two views of one appliance disagree.
+// Package control is how a running appliance is looked at and changed: an API of
+// HTTP and JSON, over a local socket and over TCP with certificates, and Prometheus
+// metrics. They render the same Status, so that no two views of one appliance
+// disagree. routes is all that the API has; openapi.json describes it
+// (go test -run TestDescription -update writes it anew), and what changes the
+// appliance is audited there.
 //
 // Its one trap: a Status is gathered while packets go by. Sums over several
 // sources may differ by the packets under way at that moment.
@@ -167,6 +170,11 @@ type DenyAdd struct {
 	Why        string         `json:"why,omitempty"`
 }
 
+// DenyDel asks for denies of run time to end.
+type DenyDel struct {
+	Prefixes []netip.Prefix `json:"prefixes"`
+}
+
 // Deny is an entry of the gate's deny list.
 type Deny struct {
 	Prefix         netip.Prefix `json:"prefix"`
@@ -203,4 +211,7 @@ type Source interface {
 	DenyAdd(DenyAdd) (int, error)
 	DenyDel(prefixes []netip.Prefix) error
 	DenyList() ([]Deny, error)
+	// Audited keeps what a request has changed, or has not. It is told before the
+	// one who asked is answered, and may be called by several at once.
+	Audited(Audit)
 }

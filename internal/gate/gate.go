@@ -199,6 +199,12 @@ func (g *Gate) Add(prefixes []netip.Prefix, hold time.Duration, why string) (add
 	return added, g.compact()
 }
 
+// AbsentError says what cannot be removed, since it is not denied at run time.
+type AbsentError struct{ text string }
+
+// Error implements error.
+func (e *AbsentError) Error() string { return e.text }
+
 // Remove ends denies of run time, all of them or, with an error, none. What is
 // not denied, or by the configuration only, is an error.
 func (g *Gate) Remove(prefixes []netip.Prefix) error {
@@ -231,7 +237,7 @@ func (g *Gate) Remove(prefixes []netip.Prefix) error {
 		if n > 5 {
 			problems = append(problems[:5], fmt.Sprintf("and %d more", n-5))
 		}
-		return fmt.Errorf("%s; `penstock deny list` shows what is", strings.Join(problems, ", "))
+		return &AbsentError{fmt.Sprintf("%s; `penstock deny list` shows what is", strings.Join(problems, ", "))}
 	}
 	if len(list) == 0 {
 		return errors.New("want at least one prefix, got none")

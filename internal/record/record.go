@@ -29,6 +29,7 @@ type Event struct{ Name, Help string }
 // Events lists the kinds of events, by name. Names and fields follow Suricata
 // EVE where EVE has them.
 var Events = []Event{
+	{"audit", "a request for a change over the control API or by signal: who asked, what for, what became of it"},
 	{"drop", "a sample of the packets that the gate and rules drop in XDP: one each CPU and 10 ms, and how many it stands for"},
 	{"flow", "a flow has ended: its ends, its figures, its depth"},
 	{"flow_start", "a flow has begun: its ends, its chain"},

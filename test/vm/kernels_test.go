@@ -30,7 +30,7 @@ var series = []struct {
 // take minutes under emulation.
 const rows = "^Test(InstructionCeiling|Fragments|ICMPErrors|Rules|ManyRules|Midstream|NobodyListens|DefaultAction|" +
 	"FlowOfOneConnection|HalfAFlowIsMended|SYNReopensAFlow|FlowTableFull|NoMetadata|" +
-	"Offload|OffloadIsBothOrNone|RewrittenFlow|RewrittenFlowEnds|StaleRewrite|RewrittenFragments|" +
+	"Offload|OffloadIsBothOrNone|RewrittenFlow|RewrittenFlowEnds|StaleRewrite|RewrittenFragments|Cookies|CookieBad|WithoutCookieHelpers|" +
 	"AttachFallsBackToGeneric|BridgeConnectsClientAndServer|SocketGetsPacketsWithMetadata|MakeHeadroom)$"
 
 // report is what one kernel makes of the programs.

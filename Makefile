@@ -20,7 +20,7 @@ help: ## list the targets
 build: ## build bin/penstock
 	$(GO) build -trimpath -o bin/penstock ./cmd/penstock
 
-install: release ## install below PREFIX (/usr/local), DESTDIR before it: binary, unit, configurations, documents
+install: release ## install below PREFIX (/usr/local), DESTDIR before it: binary, unit, configurations, documents, manual pages, completion
 	install -D -m 0755 bin/release/penstock $(DESTDIR)$(PREFIX)/bin/penstock
 	install -D -m 0755 dist/prepare $(DESTDIR)$(PREFIX)/lib/penstock/prepare
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(SYSCONFDIR)/penstock $(DESTDIR)$(PREFIX)/share/doc/penstock
@@ -74,8 +74,10 @@ fuzz: ## each fuzz target for FUZZTIME (default 30s)
 generate: ## regenerate the XDP objects (needs clang-14)
 	$(GO) generate ./bpf
 
-docs: ## write the pages of docs that are made from the code
+docs: ## write what is made from the code: pages of docs, manual pages, the completion, the description of the API
 	$(GO) run ./docs/gen
+	$(GO) test -count 1 -run 'TestManualPages|TestCompletion' ./cmd/penstock -update
+	$(GO) test -count 1 -run 'TestDescription$$' ./internal/control -update
 
 page: ## the live page in headless Chromium, which is installed if it is missing (root)
 	@command -v chromium >/dev/null || { apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; }

@@ -14,6 +14,8 @@ need ip iproute2
 need openssl openssl
 need traceroute traceroute
 need tmux tmux
+need groff groff-base
+need mandoc mandoc
 # `packages.sh bench`: the peers that only the benchmarks run.
 if [ "${1:-}" = bench ]; then
 	need haproxy haproxy

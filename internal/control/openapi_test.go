@@ -217,7 +217,7 @@ func TestDescription(t *testing.T) {
 		return
 	}
 	if !bytes.Equal(want, Description) {
-		t.Error("openapi.json is not what the handlers are: go test -run TestDescription -update ./internal/control")
+		t.Error("openapi.json is not what the handlers are: run make docs")
 	}
 }
 

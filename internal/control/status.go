@@ -2,7 +2,7 @@
 // HTTP and JSON, over a local socket and over TCP with certificates, and Prometheus
 // metrics. They render the same Status, so that no two views of one appliance
 // disagree. routes is all that the API has; openapi.json describes it
-// (go test -run TestDescription -update writes it anew), and what changes the
+// (`make docs` writes it anew), and what changes the
 // appliance is audited there.
 //
 // Its one trap: a Status is gathered while packets go by. Sums over several

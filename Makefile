@@ -26,7 +26,7 @@ install: release ## install below PREFIX (/usr/local), DESTDIR before it: binary
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(SYSCONFDIR)/penstock $(DESTDIR)$(PREFIX)/share/doc/penstock
 	sed 's#/usr/bin/penstock#$(PREFIX)/bin/penstock#; s#/usr/lib/penstock#$(PREFIX)/lib/penstock#' 'dist/penstock@.service' >'$(DESTDIR)$(PREFIX)/lib/systemd/system/penstock@.service'
 	for f in configs/*.toml; do t=$(DESTDIR)$(SYSCONFDIR)/penstock/$${f##*/}; [ -e $$t ] || install -m 0644 $$f $$t; done
-	install -m 0644 README.md CHANGELOG.md LICENSE docs/*.md $(DESTDIR)$(PREFIX)/share/doc/penstock
+	install -m 0644 CHANGELOG.md LICENSE docs/*.md docs/*.svg docs/*.png $(DESTDIR)$(PREFIX)/share/doc/penstock
 	for f in $(wildcard dist/man/*.[1-9]); do install -D -m 0644 $$f $(DESTDIR)$(PREFIX)/share/man/man$${f##*.}/$${f##*/}; done
 	for f in $(wildcard dist/completion/penstock); do install -D -m 0644 $$f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/penstock; done
 

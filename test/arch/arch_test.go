@@ -268,26 +268,3 @@ func TestStageFolders(t *testing.T) {
 		}
 	}
 }
-
-// TestLinks: what the documents refer to exists.
-func TestLinks(t *testing.T) {
-	link := regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
-	err := filepath.WalkDir("../..", func(file string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || !strings.HasSuffix(file, ".md") {
-			return err
-		}
-		b, err := os.ReadFile(file)
-		if err != nil {
-			return err
-		}
-		for _, m := range link.FindAllStringSubmatch(string(b), -1) {
-			if _, err := os.Stat(filepath.Join(filepath.Dir(file), m[1])); err != nil {
-				t.Errorf("%s refers to %s, which does not exist", strings.TrimPrefix(file, "../../"), m[1])
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-}

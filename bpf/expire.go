@@ -9,7 +9,7 @@ import (
 // Timeouts say how long a flow may be idle, in both directions, before Expire removes it. A zero field is the default.
 //
 // They decide what is remembered, not what is alive: a TCP flow that goes on after its entry is gone is midstream. The flags that
-// shorten a timeout are believed without a look at sequence numbers, so a forged RST makes an idle flow be forgotten early.
+// shorten a timeout count only with sequence numbers that the receiver would believe.
 type Timeouts struct {
 	TCPOpening     time.Duration // no packet from the server yet; default 30s
 	TCPEstablished time.Duration // default 2h5m (RFC 5382: at least 2h4m)
@@ -56,7 +56,7 @@ type EndedFlow struct {
 
 	Packets, Bytes           uint64 // with Key
 	ReplyPackets, ReplyBytes uint64
-	TCPFlags, ReplyTCPFlags  uint8         // OR of all flag bytes
+	TCPFlags, ReplyTCPFlags  uint8         // OR of all flag bytes, as in FlowEntry
 	Start                    time.Duration // CLOCK_MONOTONIC, as Now returns it
 	LastSeen                 time.Duration // last packet of either direction
 	Chain                    uint16

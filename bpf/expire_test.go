@@ -37,7 +37,7 @@ func TestExpire(t *testing.T) {
 		{"FIN of the server", and(s(tcp4Reply(t, "FA", 0))), times.TCPHalfClosed},
 		{"both FIN", and(c(tcp4(t, "FA", 0)), s(tcp4Reply(t, "FA", 0))), times.TCPClosed},
 		{"RST of the client", and(c(tcp4(t, "R", 0))), times.TCPClosed},
-		{"RST of the server", and(s(tcp4Reply(t, "RA", 0))), times.TCPClosed},
+		{"RST of the server", and(s(numbered(tcp4Reply(t, "RA", 0), 1001, 0))), times.TCPClosed},
 		{"refused", []pkt{c(tcp4(t, "S", 0)), s(tcp4Reply(t, "RA", 0))}, times.TCPClosed},
 		{"reopened", and(c(tcp4(t, "R", 0)), c(tcp4(t, "S", 0)), s(tcp4Reply(t, "SA", 0))), times.TCPEstablished},
 		{"UDP", []pkt{c(udp4(t, 0)), c(udp4(t, 0))}, times.UDP},

@@ -36,7 +36,7 @@ type FlowEntry struct {
 	Rewrites bool   // it was offloaded with a rewrite
 	Reply    bool   // not the direction that began the flow
 	InPort   int    // port the last packet of this direction arrived at, -1: none did yet
-	TCPFlags uint8  // OR of all flag bytes of this direction
+	TCPFlags uint8  // OR of all flag bytes of this direction, but for FIN and RST that its receiver would not believe
 	Packets  uint64
 	Bytes    uint64        // frame lengths
 	Start    time.Duration // when the flow began

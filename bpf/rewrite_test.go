@@ -128,7 +128,7 @@ func TestRewrittenFlow(t *testing.T) {
 
 	// After FIN or RST a SYN begins new counters, in both directions.
 	r.expect("FIN", 1, backendReply(t, "FA", 0), forwarded, &nat.ReplyRewrite)
-	r.expect("RST", 0, tcp4(t, "R", 0), forwarded, &nat.Rewrite)
+	r.expect("RST", 0, numbered(tcp4(t, "R", 0), 1009, 0), forwarded, &nat.Rewrite)
 	r.expect("SYN", 0, tcp4(t, "S", 0), known, nil)
 	if e := r.entries(); e[nat.Key].Packets != 1 || e[nat.Reply].Packets != 0 || e[nat.Reply].TCPFlags != 0 || e[nat.Reply].Reply == e[nat.Key].Reply {
 		t.Errorf("entries after a new SYN: %+v", e)
@@ -158,7 +158,7 @@ func TestRewrittenFlowEnds(t *testing.T) {
 	}{
 		{"idle", 3 * time.Hour, func() {}, EndIdle},
 		{"closed", 11 * time.Second, func() { r.rewritten(0, tcp4(t, "FA", 0)); r.rewritten(1, backendReply(t, "FA", 0)) }, EndClosed},
-		{"reset", 11 * time.Second, func() { r.rewritten(1, backendReply(t, "R", 0)) }, EndReset},
+		{"reset", 11 * time.Second, func() { r.rewritten(1, numbered(backendReply(t, "R", 0), 1001, 0)) }, EndReset},
 		{"evicted", 0, func() {}, EndEvicted},
 		{"evicted by the reply", 0, func() {}, EndEvicted},
 	} {

@@ -191,7 +191,7 @@ static __always_inline int steer_flow(struct xdp_md *ctx, struct packet *p, stru
 	if (!f)
 		return steer_new_flow(ctx, p, r, now);
 	note = flow_note(f, now);
-	anew = flow_count(p, f, frame_len(ctx), now);
+	anew = flow_count(ctx, p, f, frame_len(ctx), now);
 	decision = decision_of(f);
 	if (decision_action(decision) != ACTION_CHAIN) {
 		if (!is_pure_syn(p)) {

@@ -134,7 +134,10 @@ type steerFlow struct {
 	Chain    uint16
 	InPort   uint16
 	Reply    uint8
-	Pad      [11]uint8
+	Tracked  uint8
+	Pad      [2]uint8
+	Next     uint32
+	Acked    uint32
 }
 
 type steerFlowKey struct {

@@ -360,7 +360,7 @@ func TestSYNReopensAFlow(t *testing.T) {
 	for _, end := range []struct {
 		port   int
 		packet []byte
-	}{{0, tcp4(t, "R", 0)}, {1, tcp4Reply(t, "RA", 0)}, {0, tcp4(t, "FA", 0)}, {1, tcp4Reply(t, "FA", 0)}} {
+	}{{0, tcp4(t, "R", 0)}, {1, numbered(tcp4Reply(t, "RA", 0), 1001, 0)}, {0, tcp4(t, "FA", 0)}, {1, tcp4Reply(t, "FA", 0)}} {
 		r.forget()
 		r.run(0, tcp4(t, "S", 0))
 		r.run(1, tcp4Reply(t, "SA", 0))

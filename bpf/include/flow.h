@@ -146,6 +146,8 @@ static __noinline bool flow_reopen(struct packet *p, struct flow *f, __u64 now)
 	if (!((f->tcp_flags | r->tcp_flags) & (TCP_FIN | TCP_RST)))
 		return false;
 	ended = (f->tcp_flags | r->tcp_flags) & TCP_RST || f->tcp_flags & r->tcp_flags & TCP_FIN;
+	if (ended)
+		f->tracked = r->tracked = 0;
 	r->tcp_flags = 0;
 	r->start = now;
 	r->last_seen = now;
@@ -182,17 +184,87 @@ static __noinline void flow_recall(struct packet *p, struct flow *f, __u64 decis
 		flow_to_chain(r, decision_of(r));
 }
 
+/* How far from what is known of a direction its numbers may lie: more than what is lost in a row, and as little as can be, for it is what
+ * somebody who sees nothing has to guess, in both numbers at once: one segment of 2^18. */
+#define TRACK_NEAR (1U << 22)
+
+static __always_inline bool track_near(__u32 n, __u32 known)
+{
+	return n - known + TRACK_NEAR < 2 * TRACK_NEAR;
+}
+
+/* Whether a reset of f has the number that the other direction acknowledged last, as it is when it answers a segment. */
+static __noinline bool reset_answers(struct packet *p, struct flow *f, __u32 seq)
+{
+	__u64 decision = decision_of(f);
+	struct rewrite *w = decision_rewrite(decision);
+	struct flow_key other_way;
+	struct flow *r;
+
+	if (w && w->flags & ADD_SEQ)
+		seq += w->seq;
+	flow_other(&p->key, decision, &other_way);
+	r = bpf_map_lookup_elem(&flows, &other_way);
+	return r && r->tracked && r->acked == seq;
+}
+
+/* The flags of a segment that its flow is to remember. FIN and RST let it be forgotten early, and what goes on after that is not its
+ * flow's any more, so they count only where the receiver would believe them: FIN in a segment that fits to those before, RST with the very
+ * next sequence number (RFC 5961, section 3.2), or with that of a FIN which may not have been seen. Before its first acknowledgment nothing
+ * is known of a direction, and all is believed; that takes back what was. A global function (see parse.h). */
+__noinline int flow_track(struct xdp_md *ctx, struct packet *p, struct flow *f)
+{
+	struct tcp_header *tcp;
+	struct cursor c;
+	__u32 seq, end;
+	__u8 flags;
+
+	if (!p || !f)
+		return 0;
+	c = cursor_at(ctx, p->at);
+	tcp = take(&c, sizeof(*tcp));
+	if (!tcp)
+		return p->tcp_flags;
+	flags = tcp->flags;
+	seq = bpf_ntohl(tcp->seq);
+	if (flags & TCP_RST) {
+		if (!f->tracked || seq == f->next || (f->tcp_flags & TCP_FIN && seq + 1 == f->next) || reset_answers(p, f, seq))
+			return flags;
+		return flags & ~(TCP_RST | TCP_FIN);
+	}
+	if (!(flags & TCP_ACK))
+		return f->tracked ? flags & ~TCP_FIN : flags;
+	/* The IP header says how long it is: a short frame is padded. */
+	end = seq + p->len - (tcp->offset >> 4) * 4 + !!(flags & TCP_SYN) + (flags & TCP_FIN);
+	if (!f->tracked) {
+		f->next = end;
+		f->acked = bpf_ntohl(tcp->ack);
+		f->tracked = 1;
+		__sync_fetch_and_and(&f->tcp_flags, ~(TCP_RST | TCP_FIN));
+		return flags;
+	}
+	if (!track_near(end, f->next) || !track_near(bpf_ntohl(tcp->ack), f->acked))
+		return flags & ~TCP_FIN;
+	if ((__s32)(end - f->next) > 0)
+		f->next = end;
+	if ((__s32)(bpf_ntohl(tcp->ack) - f->acked) > 0)
+		f->acked = bpf_ntohl(tcp->ack);
+	return flags;
+}
+
 /* Counts p in its flow. Atomic, since RSS may move a flow from one queue to another, and veth does so freely. Returns whether p
  * begins the flow anew after its end. */
-static __always_inline bool flow_count(struct packet *p, struct flow *f, __u64 bytes, __u64 now)
+static __always_inline bool flow_count(struct xdp_md *ctx, struct packet *p, struct flow *f, __u64 bytes, __u64 now)
 {
 	bool anew = false;
+	__u8 flags;
 
 	if (p->key.proto == PROTO_TCP) {
 		if (is_pure_syn(p))
 			anew = flow_reopen(p, f, now);
-		if ((f->tcp_flags & p->tcp_flags) != p->tcp_flags)
-			__sync_fetch_and_or(&f->tcp_flags, p->tcp_flags);
+		flags = flow_track(ctx, p, f);
+		if ((f->tcp_flags & flags) != flags)
+			__sync_fetch_and_or(&f->tcp_flags, flags);
 	}
 	__sync_fetch_and_add(&f->packets, 1);
 	__sync_fetch_and_add(&f->bytes, bytes);

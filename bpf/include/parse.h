@@ -32,8 +32,8 @@ struct packet {
 	struct flow_key key;
 	__be32 fragment_id;
 	__u16 chain;   /* of the flow, once a rule has named one */
-	__u16 at;      /* transport header behind IPv6 extension headers: offset, at most MAX_OFFSET, */
-	__u32 len;     /* and bytes of the IP packet from there on; steer: of the frame */
+	__u16 at;      /* TCP header, or any behind IPv6 extension headers: offset, at most MAX_OFFSET, */
+	__u32 len;     /* and bytes of the IP packet from there on; steer, of a new flow: of the frame */
 	__u8 reason;   /* enum reason */
 	__u8 fragment : 1; /* first of several fragments */
 	__u8 options : 1;  /* IPv4 options, IPv6 hop-by-hop options or routing header */
@@ -282,6 +282,8 @@ __noinline int parse_transport(struct xdp_md *ctx, struct packet *p, __u32 at, _
 		k->sport = tcp->sport;
 		k->dport = tcp->dport;
 		p->tcp_flags = tcp->flags;
+		p->at = at;
+		p->len = len;
 		return PARSED_FLOW;
 	case PROTO_UDP:
 		udp = take(&c, sizeof(*udp));

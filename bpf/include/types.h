@@ -98,11 +98,14 @@ struct flow {
 	__u64 packets;
 	__u64 bytes;     /* frame lengths */
 	__u32 hash;      /* flow_hash of the direction that began it: equal in both directions */
-	__u32 tcp_flags; /* OR of all flag bytes of this direction since the flow began */
+	__u32 tcp_flags; /* OR of all flag bytes of this direction since the flow began, but for FIN and RST that are not believed (flow.h) */
 	__u16 chain;
 	__u16 in_port;   /* port this direction last arrived at, NO_PORT before its first packet */
 	__u8 reply;      /* 1: the direction that did not begin the flow */
-	__u8 pad[11];
+	__u8 tracked;    /* 1: the next two are known, host byte order, as this direction's packets arrive */
+	__u8 pad[2];
+	__u32 next;      /* one beyond the highest sequence number */
+	__u32 acked;     /* the highest acknowledgment */
 };
 _Static_assert(sizeof(struct flow) == 64, "flow has no hidden padding");
 

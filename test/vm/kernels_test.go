@@ -29,7 +29,7 @@ var series = []struct {
 // that wait, and those with tens of thousands of packets prove nothing more here and
 // take minutes under emulation.
 const rows = "^Test(InstructionCeiling|Fragments|ICMPErrors|Rules|ManyRules|Midstream|NobodyListens|DefaultAction|" +
-	"FlowOfOneConnection|HalfAFlowIsMended|SYNReopensAFlow|FlowTableFull|NoMetadata|" +
+	"FlowOfOneConnection|ForgedEnds|HalfAFlowIsMended|SYNReopensAFlow|FlowTableFull|NoMetadata|" +
 	"Offload|OffloadIsBothOrNone|RewrittenFlow|RewrittenFlowEnds|StaleRewrite|RewrittenFragments|Cookies|CookieBad|WithoutCookieHelpers|" +
 	"AttachFallsBackToGeneric|BridgeConnectsClientAndServer|SocketGetsPacketsWithMetadata|MakeHeadroom)$"
 

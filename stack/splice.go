@@ -40,9 +40,12 @@ type spliced struct {
 	joining bool
 	// owed says, by leg, that its end has to hear of an acknowledgment or of an
 	// open window: once XDP has the flow, or what it then sends would be overtaken.
-	owed  [2]bool
-	fins  [2]bool // by Direction: seen in user space
-	reset bool    // likewise
+	owed [2]bool
+	heard
+	// The acknowledgment of a SYN of the client's that was let through to the
+	// server, if there was one.
+	asks   bool
+	answer uint32
 }
 
 // wantSplice notes that no stream stage needs the flow any more.
@@ -126,7 +129,7 @@ func (s *Stack) trySplice(f *flow, l *leg, p *pipeline.Packet, t wire.TCP, now i
 	if p != nil && t.Flags()&wire.FlagACK != 0 {
 		l.window = t.Window()
 	}
-	y := &spliced{start: now, rules: f.rules(), joining: true}
+	y := &spliced{start: now, rules: f.rules(), joining: true, heard: f.heard()}
 	for i, l := range [...]*leg{&f.client, &f.server} {
 		y.owed[i] = l.capped() || int32(l.rcvMax-l.ackSent) > 0
 	}
@@ -182,7 +185,7 @@ func (s *Stack) install(f *flow, now int64) {
 	y := f.splice
 	y.asked = now
 	s.env.Splicer.Splice(pipeline.Splice{Flow: f.conn.Flow, Rules: &y.rules, Done: func(taken bool) {
-		y.taken, y.joining = taken, false
+		y.taken, y.joining, y.deaf = taken, false, y.deaf || taken
 		if taken {
 			s.n.spliceTaken.Add(1)
 		} else {
@@ -233,7 +236,7 @@ func (s *Stack) translate(f *flow, p *pipeline.Packet, now int64) {
 		d = pipeline.ToClient
 	}
 	b := p.Bytes()
-	flags := wire.TCP(b[p.L4:p.End]).Flags()
+	y.hear(d, wire.TCP(b[p.L4:p.End]), y.rules[d].Seq)
 	switch y.rules[d].Apply(b, &p.Headers) {
 	case rewrite.Done:
 		s.n.translated.Add(1)
@@ -248,8 +251,6 @@ func (s *Stack) translate(f *flow, p *pipeline.Packet, now int64) {
 		s.n.translatedSlow.Add(1)
 	}
 	f.packets++
-	y.fins[d] = y.fins[d] || flags&wire.FlagFIN != 0
-	y.reset = y.reset || flags&wire.FlagRST != 0
 	if y.over() && f.deadline == 0 {
 		f.setDeadline(now, s.o.TimeWait+time.Second)
 	}
@@ -288,15 +289,13 @@ func (y *spliced) info(f *flow) pipeline.FlowInfo {
 	return i
 }
 
-// over reports whether the connection has ended, as far as user space has seen.
-func (y *spliced) over() bool { return y.reset || y.fins[0] && y.fins[1] }
-
 // splicedSYN decides on a SYN of a spliced connection. If that has ended, it
 // begins a new one. Otherwise the ends decide (RFC 5961, section 4): the server
 // answers with an acknowledgment of what it has, and a client that has lost its
 // connection answers that with a reset. A server that answers with a SYN-ACK has
 // lost the connection: the SYN-ACK is of no use, since no stage would see what
-// follows, and the client's next SYN begins anew.
+// follows, and the client's next SYN begins anew. One that nobody has asked for is
+// dropped: who does not see the packets cannot know what the client's SYN has become.
 func (s *Stack) splicedSYN(f *flow, p *pipeline.Packet, t wire.TCP, fromClient bool, key wire.Flow, reversed bool, now int64) {
 	y := f.splice
 	switch {
@@ -306,7 +305,7 @@ func (s *Stack) splicedSYN(f *flow, p *pipeline.Packet, t wire.TCP, fromClient b
 		s.begin(p, t, key, reversed, now)
 		return
 	case !fromClient:
-		if t.Flags()&wire.FlagACK != 0 {
+		if t.Flags()&wire.FlagACK != 0 && y.asks && t.Ack() == y.answer {
 			y.reset = true
 			f.client.mute, f.server.mute = false, false
 			s.sendBare(&f.server, t.Ack(), 0, wire.FlagRST)
@@ -315,6 +314,7 @@ func (s *Stack) splicedSYN(f *flow, p *pipeline.Packet, t wire.TCP, fromClient b
 		return
 	}
 	t.SetSeq(t.Seq() + y.rules[pipeline.ToServer].Seq)
+	y.asks, y.answer = true, t.Seq()+1
 	wire.FillL4(p.Bytes(), &p.Headers)
 	p.Continue()
 }

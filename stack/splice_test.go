@@ -547,6 +547,62 @@ func TestSpliceSYN(t *testing.T) {
 	b.wantCount("reused", 0)
 }
 
+// TestSpliceForgedEnds: who sees nothing of a spliced connection cannot make it
+// seem to be over, so that what goes on is not translated any more.
+func TestSpliceForgedEnds(t *testing.T) {
+	b := newBed(t, bedOptions{xdp: &modelXDP{refuse: true}})
+	to := addr(server4, 80)
+	l := b.server.listen(t, to)
+	serveOnce(l, func(c net.Conn) { io.Copy(c, c) })
+	c, err := b.client.dial(addr(client4, 4000), to, dialTime)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	eventually(t, "spliced", func() bool { return b.count("spliced") == 1 })
+	echo := func(text string) {
+		t.Helper()
+		io.WriteString(c, text)
+		got := make([]byte, len(text))
+		if _, err := io.ReadFull(c, got); err != nil || string(got) != text {
+			t.Fatalf("got %q, %v", got, err)
+		}
+	}
+	echo("before")
+	forge := func(side pipeline.PortID, flags wire.TCPFlags, passes bool) {
+		t.Helper()
+		heard := segments(b.ports[side].frames(), true, wire.FlagACK)
+		h := heard[len(heard)-1].Headers
+		forged := bytes.Clone(heard[len(heard)-1].frame[:h.Payload])
+		binary.BigEndian.PutUint16(forged[h.L3+2:], uint16(h.Payload-h.L3))
+		clear(forged[h.L3+10 : h.L3+12])
+		binary.BigEndian.PutUint16(forged[h.L3+10:], wire.Checksum(forged[h.L3:h.L4], 0))
+		tcp := wire.TCP(forged[h.L4:])
+		tcp.SetSeq(tcp.Seq() + 1<<30 + rand.Uint32N(1<<20))
+		tcp.SetAck(tcp.Ack() + 1<<30)
+		tcp.SetFlags(flags)
+		h.Parse(forged)
+		wire.FillL4(forged, &h)
+		forgeries := func() int { return len(segments(b.ports[lan+wan-side].frames(), false, flags)) }
+		before := forgeries()
+		b.ports[side].Inject(forged)
+		if passes {
+			eventually(t, "it has passed", func() bool { return forgeries() > before })
+		}
+	}
+	for _, flags := range []wire.TCPFlags{wire.FlagRST, wire.FlagRST | wire.FlagACK, wire.FlagFIN | wire.FlagACK} {
+		forge(wan, flags, true)
+		forge(lan, flags, true)
+	}
+	forge(lan, wire.FlagSYN, true) // it would begin anew, had the connection ended
+	forge(wan, wire.FlagSYN|wire.FlagACK, false)
+	echo("between")
+	forge(lan, wire.FlagSYN, true)
+	echo("after")
+	b.wantCount("reused", 0)
+}
+
 // TestSpliceTranslates: with timestamps the constants differ, and a sequence number
 // that wraps is no matter.
 func TestSpliceTranslates(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 	"penstock/internal/doctor"
 	"penstock/internal/gate"
 	"penstock/internal/ipfix"
+	"penstock/internal/otlp"
 	"penstock/internal/record"
 	"penstock/internal/route"
 	"penstock/internal/watchdog"
@@ -46,6 +47,7 @@ type appliance struct {
 	gate    *gate.Gate
 	record  *record.Recorder
 	ipfix   []*ipfix.Exporter
+	otlp    *otlp.Exporter // nil: none
 	server  *control.Server
 	router  *route.Router // nil: bridge mode
 
@@ -76,7 +78,7 @@ func startAppliance(cfg *config.Config, log *slog.Logger) (a *appliance, err err
 	}()
 	for _, step := range []func() error{
 		a.findInterfaces, a.openRecorder, a.openExporters, a.loadXDP, a.takePlace, a.openGate, a.openRouter,
-		a.openQueues, a.buildWorkers, a.startWorkers, a.attach, a.serve,
+		a.openQueues, a.buildWorkers, a.startWorkers, a.attach, a.serve, a.startMetrics,
 	} {
 		if err := step(); err != nil {
 			return a, err
@@ -381,6 +383,9 @@ func (a *appliance) close(detach bool, report *control.Exit) error {
 	var errs []error
 	if a.server != nil {
 		errs = append(errs, a.server.Close())
+	}
+	if a.otlp != nil {
+		a.otlp.StopMetrics() // they are gathered from what is closed below
 	}
 	if detach && a.steerer != nil {
 		errs = append(errs, a.steerer.Close())

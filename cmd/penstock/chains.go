@@ -95,7 +95,7 @@ func (a *appliance) buildChain(spec *pipeline.ChainSpec, id pipeline.ChainID) (b
 	syns := &chainSYNs{steerer: a.steerer, chain: int(id)}
 	for _, w := range a.workers {
 		env := w.Env()
-		env.Recorder, env.ChainID, env.SYNs = a.record, id, &workerSYNs{chainSYNs: syns}
+		env.Recorder, env.ChainID, env.SYNs = a.recorder(), id, &workerSYNs{chainSYNs: syns}
 		c, err := spec.Build(env)
 		if err != nil {
 			for _, c := range built {

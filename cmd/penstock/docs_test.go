@@ -79,7 +79,7 @@ func TestExportPage(t *testing.T) {
 		}
 		examples++
 	}
-	if examples < 2 {
+	if examples < 4 {
 		t.Errorf("%d examples on the page", examples)
 	}
 }

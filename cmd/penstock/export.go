@@ -1,10 +1,15 @@
 package main
 
 import (
+	"fmt"
+	"os"
+
 	"penstock/bpf"
 	"penstock/internal/control"
 	"penstock/internal/ipfix"
+	"penstock/internal/otlp"
 	"penstock/internal/wire"
+	"penstock/pipeline"
 )
 
 func (a *appliance) openExporters() error {
@@ -15,7 +20,49 @@ func (a *appliance) openExporters() error {
 		}
 		a.ipfix = append(a.ipfix, e)
 	}
+	if a.cfg.OTLP == nil {
+		return nil
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("find the host's name: %w", err)
+	}
+	a.otlp, err = otlp.Open(*a.cfg.OTLP, otlp.Resource{Name: a.cfg.Appliance.Name, Version: versionText(), Host: host, Started: a.started}, a.log, otlp.Options{})
+	return err
+}
+
+// startMetrics sends metrics, now that there are any.
+func (a *appliance) startMetrics() error {
+	if a.otlp != nil {
+		a.otlp.SendMetrics(control.Gatherer(a))
+	}
 	return nil
+}
+
+// recorder is where stages record events.
+func (a *appliance) recorder() pipeline.Recorder {
+	if a.otlp == nil {
+		return a.record
+	}
+	return recorders{a.record, a.otlp}
+}
+
+// recorders are several that are told the same.
+type recorders []pipeline.Recorder
+
+func (r recorders) Enabled(event string) bool {
+	for _, each := range r {
+		if each.Enabled(event) {
+			return true
+		}
+	}
+	return false
+}
+
+func (r recorders) Record(event string, fields any) {
+	for _, each := range r {
+		each.Record(event, fields)
+	}
 }
 
 // closeExporters sends what is left. A collector that is not there must not
@@ -23,6 +70,11 @@ func (a *appliance) openExporters() error {
 func (a *appliance) closeExporters() {
 	for _, e := range a.ipfix {
 		if err := e.Close(); err != nil {
+			a.log.Warn(err.Error())
+		}
+	}
+	if a.otlp != nil {
+		if err := a.otlp.Close(); err != nil {
 			a.log.Warn(err.Error())
 		}
 	}
@@ -65,6 +117,13 @@ func (a *appliance) exportStatus() (all []control.Export) {
 	for _, e := range a.ipfix {
 		s := e.Stats()
 		all = append(all, control.Export{Kind: "ipfix", To: s.To, Sent: s.Sent, Dropped: s.Dropped, Failed: s.Failed, Queued: s.Queued, Up: s.Up, Error: s.Error})
+	}
+	if a.otlp != nil {
+		for _, s := range a.otlp.Stats() {
+			all = append(all, control.Export{
+				Kind: s.Kind, To: s.To, Sent: s.Sent, Skipped: s.Skipped, Dropped: s.Dropped, Failed: s.Failed, Queued: s.Queued, Up: s.Up, Error: s.Error,
+			})
+		}
 	}
 	return all
 }

@@ -46,6 +46,7 @@ func (c *checker) check() {
 		}
 	}
 	c.doc.Appliance, c.doc.Gate = defaultAppliance(name), defaultGate(name)
+	c.doc.OTLP = defaultOTLP()
 	c.value("", c.root, reflect.ValueOf(&c.doc).Elem(), "")
 	c.appliance()
 	c.gate()
@@ -55,6 +56,7 @@ func (c *checker) check() {
 	c.steers()
 	c.records()
 	c.ipfix()
+	c.otlp()
 }
 
 // atMost reports a list of tables that is too long and returns what of it is

@@ -17,6 +17,7 @@ import (
 	"os"
 	"strings"
 
+	"penstock/internal/otlp"
 	"penstock/internal/units"
 	"penstock/pipeline"
 	"penstock/pipeline/fault"
@@ -33,7 +34,8 @@ type Config struct {
 	Chains    []Chain
 	Record    []Record
 	IPFIX     []IPFIX
-	Warnings  Problems // what is allowed and probably not meant
+	OTLP      *otlp.Spec // nil: none
+	Warnings  Problems   // what is allowed and probably not meant
 }
 
 // Appliance is the [appliance] table.

@@ -62,6 +62,7 @@ func Diff(old, next *Config) []Change {
 	d.chains(old.Chains, next.Chains)
 	d.list("record", recordLines(old), recordLines(next), true)
 	d.list("ipfix", ipfixLines(old), ipfixLines(next), true)
+	d.otlp(old.OTLP, next.OTLP)
 	return d.changes
 }
 

@@ -39,7 +39,7 @@ type stageHead struct {
 // Tables describes all tables, in the order in which a file has them. It reads
 // the types that files are decoded into, so it cannot differ from them.
 func Tables() []Table {
-	doc := document{Appliance: defaultAppliance("penstock"), Gate: defaultGate("penstock")}
+	doc := document{Appliance: defaultAppliance("penstock"), Gate: defaultGate("penstock"), OTLP: defaultOTLP()}
 	var tables []Table
 	v := reflect.ValueOf(&doc).Elem()
 	for _, f := range fieldsOf(v.Type(), nil) {

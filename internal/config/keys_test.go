@@ -15,7 +15,7 @@ var samples = map[string]string{
 	"steer.from": `"A"`, "steer.src": `["10.0.0.0/8"]`, "steer.dst": `["::/0", "10.0.0.1"]`,
 	"steer.src_port": `["1000-2000"]`, "steer.dst_port": `[80]`, "steer.to": `"C"`,
 	"gate.deny": `["192.0.2.0/24", "2001:db8::1"]`, "gate.allow": `[]`, "gate.rate_packets": `"2000pkt/s"`,
-	"gate.rate_bytes": `"10Mbit/s"`, "gate.rate_syns": `"200pkt/s"`, "chain.name": `"C"`, "chain.stage.kind": `"acl"`, "record.to": `"stdout"`, "ipfix.to": `"udp:192.0.2.9:4739"`,
+	"gate.rate_bytes": `"10Mbit/s"`, "gate.rate_syns": `"200pkt/s"`, "chain.name": `"C"`, "chain.stage.kind": `"acl"`, "record.to": `"stdout"`, "ipfix.to": `"udp:192.0.2.9:4739"`, "otlp.endpoint": `"http://192.0.2.9:4318"`, "otlp.headers": `["a: b"]`,
 	"set.NAME.prefixes": `["10.0.0.0/8", "fd00::/8"]`,
 }
 

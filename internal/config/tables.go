@@ -16,6 +16,7 @@ type document struct {
 	Chain     []chainTable        `toml:"chain" help:"an ordered list of stages; one without stages forwards everything"`
 	Record    []recordTable       `toml:"record" help:"a place where events go, as lines of JSON"`
 	IPFIX     []ipfixTable        `toml:"ipfix" help:"a collector that is told of flows that have ended, by IPFIX"`
+	OTLP      otlpTable           `toml:"otlp" help:"an OpenTelemetry collector that is sent metrics, and a trace of requests"`
 }
 
 // setTable is [set.NAME].
@@ -70,4 +71,4 @@ type recordTable struct {
 func (t *recordTable) setDefaults() { *t = recordTable{Events: []string{"all"}} }
 
 // known are the tables of a document.
-var known = map[string]bool{"appliance": true, "gate": true, "set": true, "port": true, "steer": true, "chain": true, "record": true, "ipfix": true}
+var known = map[string]bool{"appliance": true, "gate": true, "set": true, "port": true, "steer": true, "chain": true, "record": true, "ipfix": true, "otlp": true}

@@ -119,7 +119,7 @@ func example() *source {
 				Count: 3, Sum: 9 * time.Microsecond, Buckets: []latency.Bucket{{Most: 2 * time.Microsecond, Count: 2}, {Most: 7 * time.Microsecond, Count: 1}},
 			}}},
 			Records: []Record{{To: "stdout", Written: 3}},
-			Exports: []Export{{Kind: "ipfix", To: "udp:192.0.2.9:4739", Sent: 3, Up: true}},
+			Exports: []Export{{Kind: "ipfix", To: "udp:192.0.2.9:4739", Sent: 3, Up: true}, {Kind: "otlp_traces", To: "http://192.0.2.9:4318", Skipped: 2}},
 		},
 		flows: []Flow{{Client: "10.0.0.1:1", Server: "10.0.0.2:80", Proto: "tcp", Depth: "terminate"}},
 	}

@@ -88,7 +88,7 @@ var (
 	metricRouter  = counter("router_events_total", "Packets that XDP could not route by itself, by what became of them, and changes of the kernel's tables. Router mode only.", "event")
 	metricRecords = counter("record_events_total", "Events for records, by sink and what became of them.", "to", "result")
 	metricQueued  = gauge("record_queued_events", "Events that wait to be written to a sink.", "to")
-	metricExports = counter("export_items_total", "Flows (kind ipfix) for a collector, by what became of them.", "kind", "to", "result")
+	metricExports = counter("export_items_total", "What was for a collector, by what became of it: flows (kind ipfix), spans (otlp_traces; skipped: not sampled), data points (otlp_metrics).", "kind", "to", "result")
 	metricWaiting = gauge("export_queued_units", "What waits to be sent to a collector, as penstock_export_items_total counts it.", "kind", "to")
 	metricReached = gauge("export_up_state", "1 if the collector took what was sent last, or nothing has been sent.", "kind", "to")
 )

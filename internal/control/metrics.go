@@ -15,9 +15,14 @@ import (
 
 // metricsHandler renders a fresh sample at each scrape.
 func metricsHandler(src Source) http.Handler {
+	return promhttp.HandlerFor(Gatherer(src), promhttp.HandlerOpts{})
+}
+
+// Gatherer gives what a scrape would see.
+func Gatherer(src Source) prometheus.Gatherer {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(&collector{src}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
+	return reg
 }
 
 type collector struct{ src Source }
@@ -79,6 +84,9 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 		ch.count(metricExports, e.Sent, e.Kind, e.To, "sent")
 		ch.count(metricExports, e.Dropped, e.Kind, e.To, "dropped")
 		ch.count(metricExports, e.Failed, e.Kind, e.To, "failed")
+		if e.Kind == "otlp_traces" {
+			ch.count(metricExports, e.Skipped, e.Kind, e.To, "skipped")
+		}
 		ch.count(metricWaiting, e.Queued, e.Kind, e.To)
 		ch.set(metricReached, bool01(e.Up), e.Kind, e.To)
 	}

@@ -134,13 +134,14 @@ type Record struct {
 }
 
 // Export is a collector that the appliance sends to. What was to be sent is in
-// one of Sent, Dropped, Failed and Queued.
+// one of Sent, Skipped, Dropped, Failed and Queued.
 type Export struct {
-	Kind    string `json:"kind"` // "ipfix": flows
+	Kind    string `json:"kind"` // "ipfix": flows; "otlp_traces": spans; "otlp_metrics": data points
 	To      string `json:"to"`
 	Sent    uint64 `json:"sent"`
-	Dropped uint64 `json:"dropped"` // the collector could not follow
-	Failed  uint64 `json:"failed"`  // was not accepted
+	Skipped uint64 `json:"skipped,omitempty"` // spans that sampling leaves out
+	Dropped uint64 `json:"dropped"`           // the collector could not follow
+	Failed  uint64 `json:"failed"`            // was not accepted
 	Queued  uint64 `json:"queued"`
 	Up      bool   `json:"up"`
 	Error   string `json:"error,omitempty"` // the last one

@@ -4,13 +4,20 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	collectormetrics "go.opentelemetry.io/proto/slim/otlp/collector/metrics/v1"
+	collectortrace "go.opentelemetry.io/proto/slim/otlp/collector/trace/v1"
+	"google.golang.org/protobuf/proto"
 
 	"penstock/internal/lab"
 )
@@ -205,6 +212,108 @@ to = "filter"
 	// One that is not there has it waiting, and nobody else notices.
 	if x := s.Exports[1]; x.Sent != 0 || x.Queued != flows || x.Up || !strings.Contains(x.Error, "refused") {
 		t.Errorf("%+v", x)
+	}
+	a.balanced()
+	a.stop()
+}
+
+// TestOTLP: a span for each request, and metrics, of an appliance whose collector
+// comes late and goes away again.
+func TestOTLP(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, lab.InlineOptions{})
+	r.config("closed", "", `
+[otlp]
+endpoint = "http://127.0.0.1:4318"
+interval = "1s"
+headers = ["x-key: k"]
+[[steer]]
+proto = "tcp"
+dst_port = [80]
+to = "web"
+[[chain]]
+name = "web"
+  [[chain.stage]]
+  kind = "tcp"
+  [[chain.stage]]
+  kind = "http"
+  deny_hosts = ["denied.example"]
+`)
+	r.origin(80)
+	a := r.start()
+	const requests = 4
+	for i := range requests {
+		if err := r.request(i%2 == 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var mu sync.Mutex
+	spans, statuses, gauge := 0, map[int64]int{}, 0.0
+	handler := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		body, err := io.ReadAll(req.Body)
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil || req.Header.Get("X-Key") != "k" {
+			t.Errorf("%v, %v", err, req.Header)
+		}
+		switch req.URL.Path {
+		case "/v1/traces":
+			var m collectortrace.ExportTraceServiceRequest
+			if err := proto.Unmarshal(body, &m); err != nil {
+				t.Error(err)
+			}
+			for _, s := range m.ResourceSpans[0].ScopeSpans[0].Spans {
+				spans++
+				for _, kv := range s.Attributes {
+					if kv.Key == "http.response.status_code" {
+						statuses[kv.Value.GetIntValue()]++
+					}
+				}
+			}
+		case "/v1/metrics":
+			var m collectormetrics.ExportMetricsServiceRequest
+			if err := proto.Unmarshal(body, &m); err != nil {
+				t.Error(err)
+			}
+			for _, x := range m.ResourceMetrics[0].ScopeMetrics[0].Metrics {
+				if x.Name == "penstock_appliance_uptime_seconds" {
+					gauge = x.GetGauge().DataPoints[0].GetAsDouble()
+				}
+			}
+		}
+	})
+	for range 2 { // the collector is there, goes away, and comes back
+		l, err := r.Appliance.Listen("tcp", "127.0.0.1:4318")
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv := &http.Server{Handler: handler}
+		go func() { _ = srv.Serve(l) }()
+		r.eventually("spans and metrics arrive", func() error {
+			mu.Lock()
+			defer mu.Unlock()
+			if spans == 0 || spans%requests != 0 || spans != statuses[200] || gauge <= 0 {
+				return fmt.Errorf("%d spans, statuses %v, uptime %v", spans, statuses, gauge)
+			}
+			return nil
+		})
+		if err := srv.Close(); err != nil {
+			t.Error(err)
+		}
+		mu.Lock()
+		spans, gauge = 0, 0
+		clear(statuses)
+		mu.Unlock()
+		for i := range requests { // nobody hears of them yet
+			if err := r.request(i%2 == 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, x := range a.status().Exports {
+		if x.Dropped > 0 || x.Kind == "otlp_traces" && x.Sent != 2*requests {
+			t.Errorf("%+v", x)
+		}
 	}
 	a.balanced()
 	a.stop()

@@ -16,6 +16,9 @@ const (
 	UntilClose
 )
 
+// TraceparentLen is how long the field is in version 00 of W3C Trace Context.
+const TraceparentLen = 55
+
 // Head is a parsed request or response head.
 type Head struct {
 	Method, Target string // requests
@@ -29,6 +32,7 @@ type Head struct {
 	H2C            bool   // which is, or may be, cleartext HTTP/2
 	HTTP2Settings  string // of a request for that, as it is sent (RFC 7540 3.2.1)
 	UserAgent      string
+	Traceparent    string // as it is written, if it has the length of one
 	ContentType    string
 }
 
@@ -216,6 +220,10 @@ func parseFields(b []byte, h *Head, r *Rules) (f fields, bad Fault) {
 				f.connectionUpgrade = f.connectionUpgrade || HasToken(value, "upgrade")
 			} else if EqualFold(name, "user-agent") {
 				h.UserAgent = string(value)
+			}
+		case 11:
+			if EqualFold(name, "traceparent") && len(value) == TraceparentLen {
+				h.Traceparent = string(value)
 			}
 		case 12:
 			if EqualFold(name, "content-type") {

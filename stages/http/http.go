@@ -217,12 +217,12 @@ func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVe
 		}
 		h, why := c.s.policy.parse(rest[:end])
 		if why != pipeline.ReasonNone {
-			return c.badRequest(b, pass, &exchange{start: now, method: h.Method, target: h.Target, host: h.Host, minor: h.Minor, userAgent: h.UserAgent}, why, now)
+			return c.badRequest(b, pass, &exchange{start: now, method: h.Method, target: h.Target, host: h.Host, minor: h.Minor, userAgent: h.UserAgent, traceparent: h.Traceparent}, why, now)
 		}
 		c.seen = true
 		c.s.requests.Add(1)
 		c.s.hosts.Observe(h.Host)
-		e := &exchange{start: now, method: h.Method, target: h.Target, host: h.Host, minor: h.Minor, userAgent: h.UserAgent,
+		e := &exchange{start: now, method: h.Method, target: h.Target, host: h.Host, minor: h.Minor, userAgent: h.UserAgent, traceparent: h.Traceparent,
 			upgrade: h.Upgrade, requestBytes: uint64(end), length: -1}
 		if e.h2c = h.Upgrade && h.H2C && c.s.cfg.HTTP2; e.h2c {
 			e.settings = h.HTTP2Settings

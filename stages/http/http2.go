@@ -139,6 +139,9 @@ func (c *stream) request(h *h2.Head, now int64) (e *exchange, why pipeline.Reaso
 	t.last = h.Stream
 	c.seen = true
 	e = &exchange{start: now, stream: h.Stream, method: h.Method, target: h.Path, host: h.Host, userAgent: h.Get("user-agent"), requestBytes: size, length: -1}
+	if p := h.Get("traceparent"); len(p) == http1.TraceparentLen {
+		e.traceparent = p
+	}
 	r, why := c.s.policy.fromHTTP2(h, &e.length)
 	e.host, e.target = r.Host, r.Target
 	if why != pipeline.ReasonNone {

@@ -563,3 +563,26 @@ func BenchmarkKeepAlive(b *testing.B) {
 		s.Data(pipeline.ToClient, resp, 2)
 	}
 }
+
+// TestTraceparent: what a client says of its trace is recorded, if it can be that.
+func TestTraceparent(t *testing.T) {
+	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	for value, want := range map[string]string{parent: parent, parent + "0": "", "": ""} {
+		for _, two := range []bool{false, true} {
+			r := newRig(nil)
+			c := r.open()
+			if two {
+				c.send(pipeline.ToServer, start2+ask(1, false, "GET", "a", "/", "traceparent: "+value))
+			} else {
+				c.send(pipeline.ToServer, "GET / HTTP/1.1\r\nHost: a\r\nTraceParent: "+value+"\r\n\r\n")
+			}
+			c.s.Close(r.now)
+			if len(r.rec.lines) != 1 {
+				t.Fatalf("%d events: %q", len(r.rec.lines), r.rec.lines)
+			}
+			if got := decoded(t, r.rec.lines[0]).HTTP.Traceparent; got != want {
+				t.Errorf("%q, HTTP/2 %v: recorded is %q", value, two, got)
+			}
+		}
+	}
+}

@@ -11,6 +11,7 @@ import (
 type exchange struct {
 	method, target, host   string
 	userAgent, contentType string
+	traceparent            string
 	minor                  byte
 	upgrade                bool
 	status                 int
@@ -36,7 +37,9 @@ type exchange struct {
 }
 
 // kept returns the bytes of its strings.
-func (e *exchange) kept() int { return len(e.method) + len(e.target) + len(e.host) + len(e.userAgent) }
+func (e *exchange) kept() int {
+	return len(e.method) + len(e.target) + len(e.host) + len(e.userAgent) + len(e.traceparent)
+}
 
 // event is a record "http"; names are those of Suricata's EVE where it has the
 // field.
@@ -62,9 +65,10 @@ type httpRecord struct {
 	ContentType   string  `json:"http_content_type,omitempty"`
 	Method        string  `json:"http_method,omitempty"`
 	Protocol      string  `json:"protocol,omitempty"`
-	Status        int     `json:"status,omitempty"` // absent: no response came
-	RequestBytes  uint64  `json:"request_bytes"`    // head and body
-	Length        uint64  `json:"length"`           // response, head and body
+	Traceparent   string  `json:"traceparent,omitempty"` // W3C Trace Context, as the client sent it
+	Status        int     `json:"status,omitempty"`      // absent: no response came
+	RequestBytes  uint64  `json:"request_bytes"`         // head and body
+	Length        uint64  `json:"length"`                // response, head and body
 	FirstByte     float64 `json:"time_to_first_byte_seconds,omitempty"`
 	Duration      float64 `json:"duration_seconds"` // from the request's head to the end of the response
 	ConnectionAge float64 `json:"connection_age_seconds"`
@@ -94,7 +98,7 @@ func (s *stage) log(c *pipeline.Conn, e *exchange) {
 		FlowID: c.ID, SrcIP: c.Client.Addr().String(), SrcPort: c.Client.Port(),
 		DestIP: c.Server.Addr().String(), DestPort: c.Server.Port(), Proto: "TCP", Chain: s.env.Chain, Action: "allowed", Rules: e.rules,
 		HTTP: httpRecord{
-			Hostname: e.host, URL: e.target, UserAgent: e.userAgent, ContentType: e.contentType, Method: e.method, Status: e.status,
+			Hostname: e.host, URL: e.target, UserAgent: e.userAgent, ContentType: e.contentType, Method: e.method, Status: e.status, Traceparent: e.traceparent,
 			RequestBytes: e.requestBytes, Length: e.responseBytes, Duration: seconds(e.end - e.start), ConnectionAge: seconds(e.start - c.Start),
 		},
 	}

@@ -3,6 +3,7 @@ package bpf
 import (
 	"math/rand/v2"
 	"net/netip"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -34,6 +35,38 @@ func BenchmarkGate(b *testing.B) {
 		}
 		defer prog.Close()
 		run(b, prog, udp4(b, 18), 1)
+	})
+	b.Run("xdp-filter", func(b *testing.B) {
+		// Of xdp-tools, as Debian's package has it: drops by source address, everything else passes.
+		found, _ := filepath.Glob("/usr/lib/*/bpf/xdpfilt_alw_ip.o")
+		if len(found) == 0 {
+			b.Skip("xdp-tools is not installed")
+		}
+		labtest.NeedRoot(b)
+		spec, err := ebpf.LoadCollectionSpec(found[0])
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, m := range spec.Maps {
+			m.Pinning = ebpf.PinNone
+		}
+		c, err := ebpf.NewCollection(spec)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer c.Close()
+		const source = 1 // MAP_FLAG_SRC of xdp-filter
+		cpus := make([]uint64, ebpf.MustPossibleCPU())
+		for i := range cpus {
+			cpus[i] = source
+		}
+		if err := c.Maps["filter_ipv4"].Put(netip.MustParseAddr("198.51.100.7").As4(), cpus); err != nil {
+			b.Fatal(err)
+		}
+		for _, prog := range c.Programs {
+			b.Run("passed", func(b *testing.B) { run(b, prog, udp4(b, 18), 2) })
+			b.Run("denied", func(b *testing.B) { run(b, prog, from(udp4(b, 18), "198.51.100.7"), 1) })
+		}
 	})
 	rnd := rand.New(rand.NewPCG(1, 2))
 	random := func(n int, six bool, bits ...int) []GateEntry {

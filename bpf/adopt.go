@@ -238,7 +238,7 @@ func (s *Steerer) settle() error {
 		switch {
 		case to < 0:
 			count = &s.inherited.Forgotten
-		case Action(uint8(v.Decision)) != ToChain:
+		case Action(uint8(v.Decision)) != ToChain, v.Decision>>decisionRewrite != 0: // the latter was offloaded, and a SYN has come
 			count = &s.inherited.Offloaded
 		case s.opts.Chains[to].Resume:
 			count = &s.inherited.Resumed

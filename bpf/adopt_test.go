@@ -391,8 +391,26 @@ func TestSuccessorGoesOnWithRewrites(t *testing.T) {
 	if got := d.one(nat); got != OffloadTaken {
 		t.Fatal(got)
 	}
+	d.expect("SYN-ACK", 1, backendReply(t, "SA", 0), forwarded, &nat.ReplyRewrite)
+	want := RewrittenFlow{
+		Key: nat.Key, Reply: nat.Reply, Rules: [2]rewrite.Rule{nat.Rewrite, nat.ReplyRewrite}, InPort: 0, ReplyInPort: 1, Chain: 1, Hash: FlowHash(nat.Key),
+	}
+	// A SYN has just brought it up when the instance dies: it is not forgotten, and who knows its rewrites gives it back.
+	d.expect("SYN", 0, tcp4(t, "S", 0), known, nil)
 	d.leave()
 	d.next(two)
+	if got, err := d.Rewritten(); err != nil || len(got) != 1 || got[0] != want {
+		t.Fatalf("got %+v, %v\nwant %+v", got, err, want)
+	}
+	if got := d.one(nat); got != OffloadTaken {
+		t.Fatal(got)
+	}
+	d.table.settle(Now())
+	d.leave()
+	d.next(two)
+	if got, err := d.Rewritten(); err != nil || len(got) != 1 || got[0] != want {
+		t.Fatalf("got %+v, %v\nwant %+v", got, err, want)
+	}
 	d.expect("data", 0, tcp4(t, "PA", 9), forwarded, &nat.Rewrite)
 	d.expect("reply", 1, backendReply(t, "PA", 9), forwarded, &nat.ReplyRewrite)
 	for i, want := range []OffloadResult{OffloadTaken, OffloadSlotsFull} {

@@ -1,6 +1,9 @@
 package pipeline
 
-import "penstock/internal/wire"
+import (
+	"penstock/internal/rewrite"
+	"penstock/internal/wire"
+)
 
 // FlowInfo describes one live flow that a stage keeps.
 type FlowInfo struct {
@@ -24,6 +27,30 @@ type FlowLister interface {
 func (c *Chain) Flows(yield func(FlowInfo)) {
 	for _, l := range c.listers {
 		l.Flows(yield)
+	}
+}
+
+// AdoptedFlow is a connection that an earlier process has spliced, and that is in
+// XDP. What XDP does not translate comes up, as ever.
+type AdoptedFlow struct {
+	Flow  wire.Flow        // from client to server
+	Rules *[2]rewrite.Rule // by Direction; do not change
+	In    [2]PortID        // by Direction: where its packets come in
+}
+
+// Adopter is a Stage that splices connections and can go on with those of an
+// earlier process. Adopt is called on the worker's goroutine.
+type Adopter interface {
+	Adopt(f AdoptedFlow, now int64)
+}
+
+// Adopt gives a connection to the stage that goes on with it, if there is one. Only
+// from Worker.Call, of the worker that the flow's packets go to.
+func (c *Chain) Adopt(f AdoptedFlow, now int64) {
+	for i := range c.stages {
+		if a, ok := c.stages[i].stage.(Adopter); ok {
+			a.Adopt(f, now)
+		}
 	}
 }
 

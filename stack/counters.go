@@ -21,6 +21,7 @@ type counters struct {
 	badAck, oldStamp, clientLimit, stallTimeout          *pipeline.Counter
 	synRepeats, acksDelayed                              *pipeline.Counter
 	spliced, spliceBusy, spliceTaken, spliceRefused      *pipeline.Counter
+	adopted                                              *pipeline.Counter
 	translated, translatedSlow                           *pipeline.Counter
 	retransmits, timeouts, recoveries, txQueued          *pipeline.Counter
 	cookiesOn, cookieSwitches, cookieFlows, cookieUnlike *pipeline.Counter
@@ -80,6 +81,7 @@ func newCounters(set *pipeline.CounterSet) counters {
 		spliceBusy:      c("splice_busy", "times a connection did not come to rest and was left for later"),
 		spliceTaken:     c("splice_offloaded", "times XDP took a spliced connection"),
 		spliceRefused:   c("splice_not_offloaded", "times XDP had no room for a spliced connection"),
+		adopted:         c("splice_adopted", "spliced connections of an earlier process that are known here"),
 		translated:      c("translated", "packets of spliced connections that were translated in user space"),
 		translatedSlow:  c("translated_slow", "those of them that XDP leaves to user space: fragments, odd options"),
 		retransmits:     c("retransmits", "segments that netstack has sent again, to either end"),

@@ -308,7 +308,9 @@ func (s *Stack) splicedSYN(f *flow, p *pipeline.Packet, t wire.TCP, fromClient b
 		if t.Flags()&wire.FlagACK != 0 && y.asks && t.Ack() == y.answer {
 			y.reset = true
 			f.client.mute, f.server.mute = false, false
-			s.sendBare(&f.server, t.Ack(), 0, wire.FlagRST)
+			if f.server.l3len != 0 { // of an adopted one nobody knows what its frames look like
+				s.sendBare(&f.server, t.Ack(), 0, wire.FlagRST)
+			}
 		}
 		p.Drop(ReasonOutOfState)
 		return

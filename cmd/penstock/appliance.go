@@ -260,6 +260,7 @@ func (a *appliance) attach() error {
 		a.xdp[i] = mode
 	}
 	a.tellInheritance()
+	a.adoptSpliced()
 	// What cannot be redirected to would vanish without a trace.
 	if err := a.steerer.CheckPeers(); err != nil {
 		a.warnings = append(a.warnings, err.Error())

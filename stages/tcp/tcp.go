@@ -73,6 +73,7 @@ var (
 	_ pipeline.Drainer    = (*Stage)(nil)
 	_ pipeline.FlowLister = (*Stage)(nil)
 	_ pipeline.FlowEnder  = (*Stage)(nil)
+	_ pipeline.Adopter    = (*Stage)(nil)
 	_ pipeline.Closer     = (*Stage)(nil)
 )
 
@@ -110,6 +111,9 @@ func (s *Stage) Flows(yield func(pipeline.FlowInfo)) { s.stack.Flows(yield) }
 
 // FlowEnded implements pipeline.FlowEnder.
 func (s *Stage) FlowEnded(f wire.Flow, now int64) { s.stack.FlowEnded(f, now) }
+
+// Adopt implements pipeline.Adopter.
+func (s *Stage) Adopt(f pipeline.AdoptedFlow, now int64) { s.stack.Adopt(f, now) }
 
 // Close implements pipeline.Closer.
 func (s *Stage) Close() error { return s.stack.Close() }

@@ -102,6 +102,7 @@ type Chain struct {
 	packets   atomic.Uint64
 	bytes     atomic.Uint64
 	timer     func() int64 // while a turn is timed, else nil
+	taps      *chainTaps   // nil while there are none
 
 	pollers   []poller
 	tickers   []Ticker
@@ -198,6 +199,9 @@ func (c *Chain) Run(b *Batch) {
 				shownBytes += uint64(p.len)
 			}
 		}
+		if c.taps != nil {
+			c.taps.batch(c.taps.before[i], pkts, i, true)
+		}
 		if c.timer == nil {
 			slot.stage.Process(b)
 		} else {
@@ -214,6 +218,9 @@ func (c *Chain) Run(b *Batch) {
 				p.Drop(ReasonNoVerdict)
 			}
 			n[p.verdict]++
+		}
+		if c.taps != nil {
+			c.taps.batch(c.taps.after[i], pkts, i, false)
 		}
 		live = int(n[Continue])
 		slot.packets.Add(shown)

@@ -24,6 +24,9 @@ func (w *Worker) handOver(p *Packet, id ChainID, owner int) {
 	p.Chain = id
 	if !w.peers[owner].inbox[w.o.ID].push(p) {
 		p.Drop(ReasonHandoverFull)
+		if w.taps != nil {
+			w.taps.first(p, NoChain, false)
+		}
 		w.finish(p)
 		return
 	}

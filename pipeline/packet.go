@@ -62,6 +62,7 @@ type Packet struct {
 	reason   Reason
 	stage    uint8 // index of the stage that decided
 	released uint8 // how many stages have let go of the flow
+	tapped   int32 // its first record, while there are taps; else 0
 	free     bool
 	home     uint16 // pool it belongs to
 	index    uint32 // frame number in the arena
@@ -158,6 +159,6 @@ func (p *Packet) reset(headroom int) {
 	p.verdict, p.reason, p.stage, p.released = verdictNone, ReasonNone, 0, 0
 	p.In, p.Out, p.Chain, p.HasFlow, p.Hash = NoPort, NoPort, NoChain, false, 0
 	p.Anew, p.Cookie, p.CookieSize = false, false, 0
-	p.Routing, p.RouteMTU = Bridged, 0
+	p.Routing, p.RouteMTU, p.tapped = Bridged, 0, 0
 	p.off, p.len, p.Wire, p.Time = int32(headroom), 0, 0, 0
 }

@@ -57,6 +57,7 @@ type Worker struct {
 	out      [][]*Packet
 	emitted  [][]*Packet
 	releases *releases // nil: no offload
+	taps     *taps     // nil: nobody captures
 	lastTick int64
 	lastBeat int64
 	turnTime int64
@@ -264,6 +265,9 @@ func (w *Worker) Turn() (busy bool, err error) {
 			}
 		}
 	}
+	if w.taps != nil {
+		w.taps.endTurn()
+	}
 	w.o.Pool.publish()
 	if open == 0 && !busy && err == nil {
 		err = io.EOF
@@ -325,13 +329,17 @@ func (w *Worker) dispatch(pkts []*Packet, mayHandOver bool) {
 	w.run.Reset()
 	current := NoChain
 	for _, p := range pkts {
-		if !p.Live() {
-			w.finish(p)
-			continue
-		}
 		id := p.Chain
 		if id == NoChain {
 			id = w.o.Default
+		}
+		if w.taps != nil && w.taps.first(p, id, mayHandOver) {
+			w.finish(p)
+			continue
+		}
+		if !p.Live() {
+			w.finish(p)
+			continue
 		}
 		if id == NoChain || p.IPVersion == 0 {
 			p.Forward(p.Out)
@@ -361,6 +369,9 @@ func (w *Worker) dispatch(pkts []*Packet, mayHandOver bool) {
 	if w.run.Len() > 0 {
 		w.runChain(w.chains[current])
 	}
+	if w.taps != nil {
+		w.taps.pending = w.taps.pending[:0]
+	}
 }
 
 // runChain runs w.run through c, accounts for every packet, and empties it.
@@ -374,7 +385,7 @@ func (w *Worker) runChain(c *Chain) {
 	}
 	offload := w.releases != nil && !c.keepFlows
 	for _, p := range w.run.All() {
-		if offload && p.Released() {
+		if offload && p.Released() && (w.taps == nil || !w.taps.hold(p, w.turnTime)) {
 			w.releases.note(p, w.turnTime)
 		}
 		w.finish(p)
@@ -398,13 +409,14 @@ func (w *Worker) guard(c *Chain, fn func() bool) (ok bool) {
 
 // finish accounts for a packet whose verdict is final and passes it on.
 func (w *Worker) finish(p *Packet) {
+	if p.verdict == Forward && (int(p.Out) >= len(w.out) || w.o.Ports[p.Out] == nil) {
+		p.Drop(ReasonNoPort)
+	}
+	if w.taps != nil {
+		w.taps.decided(p)
+	}
 	switch p.verdict {
 	case Forward:
-		if int(p.Out) >= len(w.out) || w.o.Ports[p.Out] == nil {
-			w.dropped[ReasonNoPort].Add(1)
-			w.o.Pool.Put(p)
-			return
-		}
 		if len(w.out[p.Out]) == cap(w.out[p.Out]) {
 			w.transmitForwarded(int(p.Out))
 		}
@@ -420,7 +432,7 @@ func (w *Worker) finish(p *Packet) {
 
 func (w *Worker) transmitForwarded(i int) {
 	if n := len(w.out[i]); n > 0 {
-		sent := w.o.Ports[i].Transmit(w.out[i])
+		sent := w.transmit(i, w.out[i], false)
 		w.forwarded.Add(uint64(sent))
 		if sent < n {
 			w.dropped[ReasonTxFull].Add(uint64(n - sent))
@@ -431,11 +443,18 @@ func (w *Worker) transmitForwarded(i int) {
 
 func (w *Worker) transmitEmitted(i int) {
 	if n := len(w.emitted[i]); n > 0 {
-		sent := w.o.Ports[i].Transmit(w.emitted[i])
+		sent := w.transmit(i, w.emitted[i], true)
 		w.emits.Add(uint64(sent))
 		w.emitLost.Add(uint64(n - sent))
 		w.emitted[i] = w.emitted[i][:0]
 	}
+}
+
+func (w *Worker) transmit(i int, pkts []*Packet, made bool) (sent int) {
+	if w.taps != nil {
+		return w.taps.transmit(i, pkts, made)
+	}
+	return w.o.Ports[i].Transmit(pkts)
 }
 
 func (w *Worker) runCalls() {

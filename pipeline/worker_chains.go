@@ -20,6 +20,9 @@ func (w *Worker) SetChains(chains []*Chain, affinity []bool) {
 	}
 	w.chains, w.affinity, w.active = chains, affinity, active
 	w.shown.Store(&active)
+	if w.taps != nil {
+		w.setTaps(w.taps.specs)
+	}
 }
 
 // SetDefault changes WorkerOptions.Default. Before Run, or from Call.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 
 	"penstock/internal/match"
+	"penstock/internal/packetring"
 	"penstock/pipeline"
 )
 
@@ -72,7 +73,7 @@ func newStage(c Config, env *pipeline.Env) (*stage, error) {
 	size := int(c.Buffer)
 	if c.Lossless {
 		// A batch that is not published yet, and what is skipped at the end of the buffer.
-		size = max(size, (pipeline.BatchSize+2)*recordSize(c.snapLen()))
+		size = max(size, (pipeline.BatchSize+2)*packetring.Size(c.snapLen()))
 	}
 	ctr := env.Counters.Counter
 	s := &stage{
@@ -107,7 +108,7 @@ func (s *stage) Process(b *pipeline.Batch) {
 		}
 		data := p.Bytes()
 		data = data[:min(len(data), s.snapLen)]
-		at, ok := s.ring.reserve(len(data))
+		at, ok := s.ring.Reserve(len(data))
 		if !ok && s.lossless {
 			at, ok = s.wait(len(data))
 		}
@@ -115,7 +116,7 @@ func (s *stage) Process(b *pipeline.Batch) {
 			overrun++
 			continue
 		}
-		s.ring.put(at, p, data)
+		s.ring.Put(at, p, data)
 		s.pending = append(s.pending, pending{i, at})
 		captured++
 		bytes += uint64(len(data))
@@ -132,8 +133,8 @@ func (s *stage) Process(b *pipeline.Batch) {
 // wait reserves a place as soon as the writer has made room for it.
 func (s *stage) wait(n int) (at uint64, ok bool) {
 	for {
-		idle := s.ring.tail.Load() == s.ring.head.Load()
-		if at, ok = s.ring.reserve(n); ok || idle {
+		idle := s.ring.Empty()
+		if at, ok = s.ring.Reserve(n); ok || idle {
 			return at, ok // nothing that the writer could do would make more room
 		}
 		s.writer.waitSpace()
@@ -147,7 +148,9 @@ func (s *stage) Observe(b *pipeline.Batch) {
 	}
 	pkts := b.All()
 	for _, r := range s.pending {
-		s.ring.decide(r.at, pkts[r.index])
+		p := pkts[r.index]
+		verdict, reason := p.Verdict()
+		s.ring.Decide(r.at, pipeline.Outcome{Verdict: verdict, Reason: reason, Out: p.Out, Stage: p.Stage()})
 	}
 	s.finish()
 }
@@ -155,7 +158,7 @@ func (s *stage) Observe(b *pipeline.Batch) {
 // finish hands the records of the batch to the writer.
 func (s *stage) finish() {
 	s.pending = s.pending[:0]
-	s.ring.publish()
+	s.ring.Publish()
 	s.writer.kick()
 }
 

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"penstock/internal/packetring"
 	"penstock/internal/wire"
 	"penstock/pcap"
 	"penstock/pipeline"
@@ -211,10 +212,10 @@ func TestWorkersShareFiles(t *testing.T) {
 
 // TestOverrunNeverWaits fills a buffer that nobody empties.
 func TestOverrunNeverWaits(t *testing.T) {
-	s := unwritten(10*recordSize(100), 100)
+	s := unwritten(10*packetring.Size(100), 100)
 	b := pipeline.NewBatch(16)
-	for i := range 16 {
-		b.Add(packet(t, i, 1000))
+	for range 16 {
+		b.Add(packet(t, 1000))
 	}
 	s.Process(b)
 	s.Observe(b)
@@ -259,16 +260,19 @@ func BenchmarkProcess(b *testing.B) {
 			s := unwritten(4<<20, snap)
 			batch := pipeline.NewBatch(pipeline.BatchSize)
 			for range pipeline.BatchSize {
-				p := packet(b, 0, len(segment))
+				p := packet(b, len(segment))
 				copy(p.Bytes(), segment)
 				p.Parse()
 				batch.Add(p)
 			}
 			b.ReportAllocs()
+			var rec packetring.Record
 			for b.Loop() {
 				s.Process(batch)
 				s.Observe(batch)
-				s.ring.tail.Store(s.ring.head.Load())
+				for s.ring.Peek(&rec) {
+					s.ring.Done(&rec)
+				}
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*batch.Len()), "ns/packet")
 			if n := s.overrun.Load(); n > 0 {
@@ -276,4 +280,17 @@ func BenchmarkProcess(b *testing.B) {
 			}
 		})
 	}
+}
+
+var reasonTest = pipeline.DefineReason("capture_test", "used by the tests of this package")
+
+func packet(t testing.TB, n int) *pipeline.Packet {
+	t.Helper()
+	arena, err := pipeline.NewArena(make([]byte, n+1), n+1, 0, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := arena.Pool(0).Get()
+	p.SetView(0, n)
+	return p
 }

@@ -51,7 +51,7 @@ func newWriterOn(t *testing.T, dir string) (*stage, *pipeline.CounterSet, *bytes
 func (s *stage) capture(t *testing.T, n int) {
 	t.Helper()
 	b := pipeline.NewBatch(1)
-	p := packet(t, 0, 60000)
+	p := packet(t, 60000)
 	p.In = 0
 	b.Add(p)
 	for range n {
@@ -139,7 +139,7 @@ func TestDiskFull(t *testing.T) {
 	await(t, "packets are written again", func() bool {
 		lost = count(counters, "lost")
 		s.capture(t, 1)
-		await(t, "the writer is idle", func() bool { return s.ring.tail.Load() == s.ring.head.Load() })
+		await(t, "the writer is idle", func() bool { return s.ring.Empty() })
 		return count(counters, "lost") == lost
 	})
 	if err := s.Close(); err != nil {

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"penstock/internal/packetring"
 	"penstock/pcap"
 	"penstock/pipeline"
 )
@@ -43,6 +44,14 @@ type writer struct {
 	comment             []byte
 	writeErrors, nFiles *pipeline.Counter
 }
+
+// ring is that of a worker, and counts what of it could not be written.
+type ring struct {
+	*packetring.Ring
+	lost *pipeline.Counter
+}
+
+func newRing(size int, lost *pipeline.Counter) *ring { return &ring{packetring.New(size), lost} }
 
 // newWriter returns a writer that is not running yet.
 func newWriter(c *Config, env *pipeline.Env) *writer {
@@ -161,9 +170,9 @@ func (w *writer) run() {
 }
 
 func anyWaits(rings []*ring) bool {
-	var rec record
+	var rec packetring.Record
 	for _, r := range rings {
-		if r.peek(&rec) {
+		if r.Peek(&rec) {
 			return true
 		}
 	}
@@ -175,11 +184,11 @@ const drainAtOnce = 1024
 
 // drain writes published packets, the earliest of all rings first, and returns how many.
 func (w *writer) drain(rings []*ring) (n int) {
-	var rec, best record
+	var rec, best packetring.Record
 	for n < drainAtOnce {
 		var from *ring
 		for _, r := range rings {
-			if r.peek(&rec) && (from == nil || rec.time < best.time) {
+			if r.Peek(&rec) && (from == nil || rec.Time < best.Time) {
 				from, best = r, rec
 			}
 		}
@@ -189,7 +198,7 @@ func (w *writer) drain(rings []*ring) (n int) {
 		if !w.write(&best) {
 			from.lost.Add(1)
 		}
-		from.done(&best)
+		from.Done(&best)
 		n++
 		w.feedStarving()
 	}
@@ -197,7 +206,7 @@ func (w *writer) drain(rings []*ring) (n int) {
 }
 
 // write writes one packet and reports whether it is, as far as is known, in a file.
-func (w *writer) write(rec *record) bool {
+func (w *writer) write(rec *packetring.Record) bool {
 	if w.out == nil {
 		if time.Now().Before(w.retry) {
 			return false
@@ -207,12 +216,12 @@ func (w *writer) write(rec *record) bool {
 			return false
 		}
 	}
-	iface := int(rec.in)
+	iface := int(rec.In)
 	if iface >= len(w.options.Interfaces) {
 		iface = 0
 	}
 	w.describe(rec)
-	if err := w.out.WritePacket(iface, rec.time, rec.wire, rec.data, w.comment); err != nil {
+	if err := w.out.WritePacket(iface, rec.Time, rec.Wire, rec.Data, w.comment); err != nil {
 		w.fail(err)
 		return false
 	}
@@ -221,24 +230,24 @@ func (w *writer) write(rec *record) bool {
 }
 
 // describe makes the packet's comment.
-func (w *writer) describe(rec *record) {
+func (w *writer) describe(rec *packetring.Record) {
 	b := append(w.comment[:0], "chain="...)
 	b = append(b, w.chain...)
-	if rec.verdict == 0 {
+	if rec.Verdict == 0 {
 		w.comment = append(b, " verdict=unknown"...) // a later stage panicked
 		return
 	}
 	b = append(b, " stage="...)
-	b = strconv.AppendInt(b, int64(rec.stage)+1, 10)
+	b = strconv.AppendInt(b, int64(rec.Stage)+1, 10)
 	b = append(b, " verdict="...)
-	b = append(b, rec.verdict.String()...)
+	b = append(b, rec.Verdict.String()...)
 	switch {
-	case rec.verdict == pipeline.Drop:
+	case rec.Verdict == pipeline.Drop:
 		b = append(b, " reason="...)
-		b = append(b, rec.reason.String()...)
-	case rec.verdict == pipeline.Forward && int(rec.out) < len(w.ports):
+		b = append(b, rec.Reason.String()...)
+	case rec.Verdict == pipeline.Forward && int(rec.Out) < len(w.ports):
 		b = append(b, " out="...)
-		b = append(b, w.ports[rec.out].Name...)
+		b = append(b, w.ports[rec.Out].Name...)
 	}
 	w.comment = b
 }

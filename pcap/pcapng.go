@@ -13,6 +13,7 @@ const (
 	blockInterface      = 1
 	blockPacket         = 2 // obsolete, still found
 	blockSimplePacket   = 3
+	blockStatistics     = 5
 	blockEnhancedPacket = 6
 	blockSection        = magicNg
 

@@ -127,7 +127,7 @@ func (r *Ring) WritePacket(iface int, ts int64, wire int, data, comment []byte) 
 	if r.err != nil {
 		return r.err
 	}
-	size := packetSize(min(len(data), MaxPacket), min(len(comment), maxComment))
+	size := PacketSize(min(len(data), MaxPacket), min(len(comment), maxComment))
 	if r.w.Size() > r.head && r.w.Size()+int64(size) > r.files.MaxBytes {
 		if r.err = r.rotate(); r.err != nil {
 			return r.err

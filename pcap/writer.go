@@ -90,7 +90,7 @@ func (w *Writer) WritePacket(iface int, ts int64, wire int, data, comment []byte
 		data = data[:s]
 	}
 	comment = comment[:min(len(comment), maxComment)]
-	size := packetSize(len(data), len(comment))
+	size := PacketSize(len(data), len(comment))
 	ts = max(ts, 0)
 	le := binary.LittleEndian
 	h := w.head[:]
@@ -121,8 +121,24 @@ func (w *Writer) WritePacket(iface int, ts int64, wire int, data, comment []byte
 	return w.err
 }
 
-// packetSize returns the length of the block of a packet.
-func packetSize(data, comment int) int {
+// StatisticsSize is what WriteStatistics writes, in bytes.
+const StatisticsSize = blockFrame + 12 + 2*(4+8) + 4
+
+// WriteStatistics says how many packets of interface iface were received until
+// ts (ns since the epoch), and how many of those are missing for want of room.
+func (w *Writer) WriteStatistics(iface int, ts int64, received, dropped uint64) error {
+	le := binary.LittleEndian
+	b := le.AppendUint32(nil, uint32(iface))
+	b = le.AppendUint32(b, uint32(ts>>32))
+	b = le.AppendUint32(b, uint32(ts))
+	b = appendOption(b, 4, le.AppendUint64(nil, received))
+	b = appendOption(b, 5, le.AppendUint64(nil, dropped))
+	w.writeBlock(blockStatistics, appendOption(b, optEnd, nil))
+	return w.err
+}
+
+// PacketSize returns how many bytes WritePacket writes for a packet.
+func PacketSize(data, comment int) int {
 	n := packetHead + pad4(data) + 4
 	if comment > 0 {
 		n += 4 + pad4(comment) + 4

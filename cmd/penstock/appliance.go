@@ -57,6 +57,7 @@ type appliance struct {
 	failed   chan error
 	handover chan struct{} // somebody wants to take over
 	places   places
+	captures captures
 	changing sync.Mutex      // held by who changes places
 	ended    <-chan struct{} // the workers stop
 
@@ -382,6 +383,7 @@ func ask[T any](w *pipeline.Worker, fn func(*pipeline.Worker) T) (v T) {
 // and left for a successor.
 func (a *appliance) close(detach bool, report *control.Exit) error {
 	var errs []error
+	a.captures.end()
 	if a.server != nil {
 		errs = append(errs, a.server.Close())
 	}

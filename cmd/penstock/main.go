@@ -34,6 +34,7 @@ func commands() []command {
 		{"reload", reloadArgs, "have a running appliance read its configuration again; --dry-run only says what would change", reloadCommand},
 		{"drain", drainArgs, "bypass new flows of a chain, or of all, and wait for those that there are", drainCommand},
 		{"deny", denyArgs, "deny sources in XDP on a running appliance, for a time or for good", denyCommand},
+		{"capture", captureArgs, "capture packets of a running appliance, with what became of each, as pcapng", captureCommand},
 		{"doctor", doctorArgs, "what this machine and its interfaces can do, what is wrong, and the command that mends it; status 1 if anything is wrong", doctorCommand},
 		{"detach", "FILE", "remove what an appliance that has gone left attached (on_exit = \"open\")", detachCommand},
 		{"version", "", "print the version", versionCommand},

@@ -24,6 +24,7 @@ type route struct {
 	summary      string
 	action       string // in the audit log; "" for what changes nothing
 	in, out      reflect.Type
+	media        string // of an answer that is a stream; "": JSON
 	answer       func(w http.ResponseWriter, r *http.Request) (any, error)
 }
 
@@ -38,7 +39,7 @@ func routes(src Source) []route {
 			n, err := src.Evict(flows)
 			return evicted{n}, err
 		}),
-	}, reloadRoutes(src), denyRoutes(src))
+	}, reloadRoutes(src), denyRoutes(src), captureRoutes(src))
 }
 
 // get answers a request that changes nothing.
@@ -113,7 +114,9 @@ func apiHandler(src Source) http.Handler {
 		methods[r.path] = append(methods[r.path], r.method)
 		mux.HandleFunc(r.method+" "+r.path, func(w http.ResponseWriter, req *http.Request) {
 			v, err := r.answer(w, req)
-			reply(w, v, err)
+			if r.media == "" || err != nil { // a stream has been written
+				reply(w, v, err)
+			}
 		})
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {

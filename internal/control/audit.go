@@ -125,6 +125,10 @@ func what(request any) string {
 			text := f.Proto + " " + f.Client + " to " + f.Server
 			return text[:min(len(text), maxText)]
 		})
+	case CaptureAsk:
+		return fmt.Sprintf("at %q, filter %q", r.At[:min(len(r.At), maxText)], r.Filter[:min(len(r.Filter), maxText)])
+	case captureStop:
+		return fmt.Sprintf("capture %d", r.ID)
 	case DrainAsk:
 		text := "all chains"
 		if r.Chain != "" {

@@ -32,6 +32,7 @@ type source struct {
 	reloads   []bool
 	drains    []DrainAsk
 	evicted   []Flow
+	capturing capturing
 
 	mu      sync.Mutex
 	audited []Audit

@@ -179,11 +179,7 @@ func (c *Client) do(method, url string, send, v any) error {
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		var op *net.OpError
-		if errors.As(err, &op) && op.Op == "dial" {
-			return fmt.Errorf("ask control socket %s: %w; is an appliance running, and is this the path in its [appliance] control?", c.path, op.Err)
-		}
-		return fmt.Errorf("ask control socket %s: %w", c.path, err)
+		return c.unanswered(err)
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, 256<<20))
@@ -191,14 +187,28 @@ func (c *Client) do(method, url string, send, v any) error {
 		return fmt.Errorf("read answer of control socket: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		p := new(Problem)
-		if json.Unmarshal(answer, p) != nil || p.Detail == "" {
-			p.Detail = resp.Status
-		}
-		return fmt.Errorf("ask control socket %s: %w", c.path, p)
+		return c.refused(resp.Status, answer)
 	}
 	if err := json.Unmarshal(answer, v); err != nil {
 		return fmt.Errorf("read answer of control socket: %w", err)
 	}
 	return nil
+}
+
+// unanswered is the error of a request that got no answer.
+func (c *Client) unanswered(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" {
+		return fmt.Errorf("ask control socket %s: %w; is an appliance running, and is this the path in its [appliance] control?", c.path, op.Err)
+	}
+	return fmt.Errorf("ask control socket %s: %w", c.path, err)
+}
+
+// refused is the error that an answer tells of.
+func (c *Client) refused(status string, answer []byte) error {
+	p := new(Problem)
+	if json.Unmarshal(answer, p) != nil || p.Detail == "" {
+		p.Detail = status
+	}
+	return fmt.Errorf("ask control socket %s: %w", c.path, p)
 }

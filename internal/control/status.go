@@ -10,6 +10,8 @@
 package control
 
 import (
+	"context"
+	"io"
 	"net/netip"
 	"time"
 
@@ -215,4 +217,10 @@ type Source interface {
 	// Audited keeps what a request has changed, or has not. It is told before the
 	// one who asked is answered, and may be called by several at once.
 	Audited(Audit)
+	// Capture captures packets until a limit, StopCapture or the end of ctx. begun is
+	// called when it runs, and returns where the pcapng stream goes; an error
+	// before means that it never ran.
+	Capture(ctx context.Context, a CaptureAsk, begun func(Capture) io.Writer) (Capture, error)
+	Captures() ([]Capture, error)
+	StopCapture(id int) error
 }

@@ -63,7 +63,7 @@ func TestKernels(t *testing.T) {
 			if s.old {
 				run = "^TestInstructionCeiling$"
 			}
-			out, err := m.try(8*time.Minute, request{
+			out, err := m.try(15*time.Minute, request{
 				Args: []string{"/bpf.test", "-test.v", "-test.run=" + run}, Env: []string{"REQUIRE_PRIV=1"},
 			})
 			r := read(out)

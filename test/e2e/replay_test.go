@@ -343,6 +343,7 @@ func records(t *testing.T, file string, kinds ...string) (lines []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b = b[:bytes.LastIndexByte(b, '\n')+1] // the last line may be half written
 	for line := range bytes.Lines(b) {
 		var e map[string]any
 		if err := json.Unmarshal(line, &e); err != nil {

@@ -28,6 +28,9 @@ type entry struct {
 type encoder struct {
 	tmp bytes.Buffer
 	enc *json.Encoder
+
+	second int64  // of stamp
+	stamp  []byte // JSON of the last timestamp
 }
 
 func newEncoder() *encoder {
@@ -48,6 +51,13 @@ func (e *encoder) appendLine(b []byte, ev entry) (out []byte, err error) {
 			out, err = b[:start], fmt.Errorf("encode event %q: panic: %v", ev.event, r)
 		}
 	}()
+	if a, ok := ev.fields.(Appender); ok {
+		b = append(append(b, `{"timestamp":`...), e.timestamp(ev.time)...)
+		m := Members(append(b, `,"event_type":`...))
+		m = appendString(m, ev.event)
+		a.AppendMembers(&m)
+		return e.end(m, start, ev)
+	}
 	stamp, body, err := e.body(ev)
 	if err != nil {
 		return b[:start], fmt.Errorf("encode event %q: %w", ev.event, err)
@@ -61,6 +71,11 @@ func (e *encoder) appendLine(b []byte, ev entry) (out []byte, err error) {
 		b = append(b, ',')
 		b = append(b, body...)
 	}
+	return e.end(b, start, ev)
+}
+
+// end finishes the line that begins at start.
+func (e *encoder) end(b []byte, start int, ev entry) ([]byte, error) {
 	b = append(b, "}\n"...)
 	if len(b)-start > maxEvent {
 		return b[:start], fmt.Errorf("encode event %q: want at most %d bytes, got %d", ev.event, maxEvent, len(b)-start)
@@ -68,10 +83,30 @@ func (e *encoder) appendLine(b []byte, ev entry) (out []byte, err error) {
 	return b, nil
 }
 
+// timestamp returns what Timestamp does, as JSON. It is the encoder's until the
+// next call.
+func (e *encoder) timestamp(t time.Time) []byte {
+	const (
+		fraction = len(`"2006-01-02T15:04:05.`)
+		size     = fraction + len(`000000Z"`)
+	)
+	if s := t.Unix(); s != e.second || len(e.stamp) != size { // years have five digits one day
+		e.second = s
+		e.stamp = append(t.UTC().AppendFormat(append(e.stamp[:0], '"'), timeFormat), '"')
+		return e.stamp
+	}
+	us := t.Nanosecond() / 1000
+	for i := fraction + 5; i >= fraction; i-- {
+		e.stamp[i] = byte('0' + us%10)
+		us /= 10
+	}
+	return e.stamp
+}
+
 // body encodes the fields and returns the members of their object, and the
 // timestamp as JSON.
 func (e *encoder) body(ev entry) (stamp, body []byte, err error) {
-	stamp = append(ev.time.UTC().AppendFormat([]byte{'"'}, timeFormat), '"')
+	stamp = e.timestamp(ev.time)
 	if ev.fields == nil {
 		return stamp, nil, nil
 	}

@@ -168,6 +168,7 @@ func (s *sink) turn() bool {
 	case e := <-s.queue:
 		s.encode(e)
 		s.collect()
+		s.linger()
 		s.flush()
 	case reply := <-s.reopened:
 		reply <- s.out.open()
@@ -190,6 +191,33 @@ func (s *sink) wait(pause time.Duration) bool {
 			reply <- nil // being opened anyway
 		case <-s.quit:
 			return false
+		}
+	}
+}
+
+// lingerTime is how long the first event of a batch may wait for others. To be
+// woken for each of them, and to write each of them, costs more than to encode
+// them.
+const lingerTime = 5 * time.Millisecond
+
+// linger waits for more events, and collects them.
+func (s *sink) linger() {
+	if s.block || len(s.buf) >= batchBytes {
+		return
+	}
+	t := time.NewTimer(lingerTime)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			s.collect()
+			return
+		case reply := <-s.reopened:
+			s.flush() // what came before belongs to what was open before
+			reply <- s.out.open()
+			return
+		case <-s.quit:
+			return // finish collects the rest
 		}
 	}
 }

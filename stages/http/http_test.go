@@ -314,7 +314,7 @@ func TestLog(t *testing.T) {
 	}
 	e := decoded(t, r.rec.lines[0])
 	h := e.HTTP
-	if e.SrcIP != "10.0.0.1" || e.DestPort != 80 || e.Action != "allowed" || e.Chain != "web" ||
+	if e.SrcIP.String() != "10.0.0.1" || e.DestPort != 80 || e.Action != "allowed" || e.Chain != "web" ||
 		h.Hostname != "good.example" || h.URL != "/up?x=1" || h.Method != "POST" || h.Status != 201 || h.UserAgent != "t" ||
 		h.ContentType != "text/x" || h.Protocol != "HTTP/1.1" || h.FirstByte <= 0 || h.Duration < h.FirstByte {
 		t.Errorf("first event: %s", r.rec.lines[0])

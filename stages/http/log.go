@@ -1,9 +1,13 @@
 package http
 
 import (
+	"encoding/json"
 	"fmt"
+	"math"
+	"net/netip"
 	"strings"
 
+	"penstock/internal/record"
 	"penstock/pipeline"
 )
 
@@ -45,9 +49,9 @@ func (e *exchange) kept() int {
 // field.
 type event struct {
 	FlowID   uint64     `json:"flow_id"`
-	SrcIP    string     `json:"src_ip"`
+	SrcIP    netip.Addr `json:"src_ip"`
 	SrcPort  uint16     `json:"src_port"`
-	DestIP   string     `json:"dest_ip"`
+	DestIP   netip.Addr `json:"dest_ip"`
 	DestPort uint16     `json:"dest_port"`
 	Proto    string     `json:"proto"`
 	Chain    string     `json:"chain"`
@@ -69,9 +73,9 @@ type httpRecord struct {
 	Status        int     `json:"status,omitempty"`      // absent: no response came
 	RequestBytes  uint64  `json:"request_bytes"`         // head and body
 	Length        uint64  `json:"length"`                // response, head and body
-	FirstByte     float64 `json:"time_to_first_byte_seconds,omitempty"`
-	Duration      float64 `json:"duration_seconds"` // from the request's head to the end of the response
-	ConnectionAge float64 `json:"connection_age_seconds"`
+	FirstByte     seconds `json:"time_to_first_byte_seconds,omitempty"`
+	Duration      seconds `json:"duration_seconds"` // from the request's head to the end of the response
+	ConnectionAge seconds `json:"connection_age_seconds"`
 
 	HTTP2 *http2Record `json:"http2,omitempty"`
 	GRPC  *grpcRecord  `json:"grpc,omitempty"`
@@ -94,9 +98,9 @@ func (s *stage) log(c *pipeline.Conn, e *exchange) {
 	if !s.cfg.Log || !s.recorder.Enabled("http") {
 		return
 	}
-	ev := event{
-		FlowID: c.ID, SrcIP: c.Client.Addr().String(), SrcPort: c.Client.Port(),
-		DestIP: c.Server.Addr().String(), DestPort: c.Server.Port(), Proto: "TCP", Chain: s.env.Chain, Action: "allowed", Rules: e.rules,
+	ev := &event{
+		FlowID: c.ID, SrcIP: c.Client.Addr(), SrcPort: c.Client.Port(),
+		DestIP: c.Server.Addr(), DestPort: c.Server.Port(), Proto: "TCP", Chain: s.env.Chain, Action: "allowed", Rules: e.rules,
 		HTTP: httpRecord{
 			Hostname: e.host, URL: e.target, UserAgent: e.userAgent, ContentType: e.contentType, Method: e.method, Status: e.status, Traceparent: e.traceparent,
 			RequestBytes: e.requestBytes, Length: e.responseBytes, Duration: seconds(e.end - e.start), ConnectionAge: seconds(e.start - c.Start),
@@ -109,7 +113,10 @@ func (s *stage) log(c *pipeline.Conn, e *exchange) {
 			ev.HTTP.HTTP2.Error = errorName(e.code)
 		}
 	} else if e.method != "" {
-		ev.HTTP.Protocol = fmt.Sprintf("HTTP/1.%d", e.minor)
+		ev.HTTP.Protocol = "HTTP/1.0"
+		if e.minor == 1 {
+			ev.HTTP.Protocol = "HTTP/1.1"
+		}
 	}
 	if e.firstByte > 0 {
 		ev.HTTP.FirstByte = seconds(e.firstByte - e.start)
@@ -132,7 +139,75 @@ func (s *stage) log(c *pipeline.Conn, e *exchange) {
 	s.recorder.Record("http", ev)
 }
 
-func seconds(ns int64) float64 { return float64(ns) / 1e9 }
+// AppendMembers implements record.Appender.
+func (e *event) AppendMembers(m *record.Members) {
+	m.Uint("flow_id", e.FlowID)
+	m.Addr("src_ip", e.SrcIP)
+	m.Uint("src_port", uint64(e.SrcPort))
+	m.Addr("dest_ip", e.DestIP)
+	m.Uint("dest_port", uint64(e.DestPort))
+	m.String("proto", e.Proto)
+	m.String("chain", e.Chain)
+	m.String("action", e.Action)
+	m.Some("reason", e.Reason)
+	if len(e.Rules) > 0 {
+		m.Strings("rules", e.Rules)
+	}
+	m.Some("unseen", e.Unseen)
+	h := &e.HTTP
+	m.Open("http")
+	m.Some("hostname", h.Hostname)
+	m.Some("url", h.URL)
+	m.Some("http_user_agent", h.UserAgent)
+	m.Some("http_content_type", h.ContentType)
+	m.Some("http_method", h.Method)
+	m.Some("protocol", h.Protocol)
+	m.Some("traceparent", h.Traceparent)
+	if h.Status != 0 {
+		m.Uint("status", uint64(h.Status))
+	}
+	m.Uint("request_bytes", h.RequestBytes)
+	m.Uint("length", h.Length)
+	if h.FirstByte != 0 {
+		m.Seconds("time_to_first_byte_seconds", int64(h.FirstByte))
+	}
+	m.Seconds("duration_seconds", int64(h.Duration))
+	m.Seconds("connection_age_seconds", int64(h.ConnectionAge))
+	if h2 := h.HTTP2; h2 != nil {
+		m.Open("http2")
+		m.Uint("stream_id", uint64(h2.Stream))
+		if h2.Push {
+			m.Bool("push", true)
+		}
+		m.Some("reset", h2.Reset)
+		m.Some("error_code", h2.Error)
+		m.Close()
+	}
+	if g := h.GRPC; g != nil {
+		m.Open("grpc")
+		m.String("service", g.Service)
+		m.String("method", g.Method)
+		if g.Status != nil {
+			m.Int("status", int64(*g.Status))
+		}
+		m.Close()
+	}
+	m.Close()
+}
+
+// seconds are nanoseconds that are written as seconds.
+type seconds int64
+
+// MarshalJSON implements json.Marshaler.
+func (s seconds) MarshalJSON() ([]byte, error) { return json.Marshal(float64(s) / 1e9) }
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (s *seconds) UnmarshalJSON(b []byte) error {
+	var v float64
+	err := json.Unmarshal(b, &v)
+	*s = seconds(math.Round(v * 1e9))
+	return err
+}
 
 // denial is the response to a request that is refused.
 func denial(why pipeline.Reason) (reply []byte, status int) {

@@ -106,7 +106,7 @@ var allowed = map[string][]string{
 	"stages":                       {"pipeline", "stages/*"},
 	"stages/*":                     {"pipeline", "internal/wire", "internal/flowtab", "internal/units", "internal/match"},
 	"stages/dns":                   {"pipeline", "internal/units", "internal/wire", "internal/dnsseen"},
-	"stages/http":                  {"pipeline", "internal/units", "internal/policy", "internal/hostname", "internal/http1", "internal/h2"},
+	"stages/http":                  {"pipeline", "internal/record", "internal/units", "internal/policy", "internal/hostname", "internal/http1", "internal/h2"},
 	"stages/llm":                   {"pipeline", "internal/units", "internal/policy", "internal/http1"},
 	"stages/tcp":                   {"pipeline", "internal/units", "internal/wire", "stack", "inspect"},
 	"stages/tls":                   {"pipeline", "internal/units", "internal/policy", "internal/hostname", "internal/tlshello", "internal/dnsseen"},

@@ -30,6 +30,7 @@ type site struct {
 	lanIf, wanIf            string // of the gateway
 	endIf                   string // of client and server
 	refuses                 bool   // the gateway refuses server names
+	pids                    []int  // of the gateway that runs
 }
 
 func (s *site) addr(port uint16) string { return netip.AddrPortFrom(s.serverIP, port).String() }
@@ -187,6 +188,12 @@ func (b *bed) serve(s *site) error {
 	if slices.ContainsFunc(b.workloads, func(w workload) bool { return strings.HasPrefix(w.name, "tls-") }) {
 		ports = append(ports, tlsPort)
 		if _, err := startSelf(b.ctx, s.server, endpointCPU, nil, "serve-tls", fmt.Sprintf(":%d", tlsPort)); err != nil {
+			return err
+		}
+	}
+	if slices.ContainsFunc(b.workloads, func(w workload) bool { return w.name == idleName }) {
+		ports = append(ports, idlePort)
+		if _, err := startSelf(b.ctx, s.server, endpointCPU, nil, "serve-idle", fmt.Sprintf(":%d", idlePort)); err != nil {
 			return err
 		}
 	}

@@ -30,6 +30,7 @@ type loaded struct {
 	p50, p99      float64 // us
 	packets       float64 // that the gateway must have seen, at least
 	requests      float64 // that its log must have, at least
+	memory        memory  // that the gateway and the kernel took meanwhile
 	problem       error   // what was not right
 }
 
@@ -49,6 +50,7 @@ func workloads() []workload {
 		{name: "download", unit: "Gbit", about: fmt.Sprintf("%d connections, objects of %d MiB", bulkConns, bulkObject>>20), needs: nil, run: runDownload},
 		{name: "upload", unit: "Gbit", about: fmt.Sprintf("%d connections, objects of %d MiB", bulkConns, bulkObject>>20), needs: nil, run: runUpload},
 		{name: "pingpong", unit: "requests", about: fmt.Sprintf("GET of %d bytes on one kept connection, one after the other", bodySize), needs: web, run: runPingPong},
+		{name: idleName, unit: "connections", about: fmt.Sprintf("%d connections opened, and left open", idleConns), run: runIdle, asked: true},
 	}, tlsWorkloads()...)
 }
 

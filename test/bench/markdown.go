@@ -57,6 +57,7 @@ func (r report) markdown(out io.Writer) {
 		}
 	}
 	r.breakEvens(out)
+	r.markdownMemory(out)
 	if r.XSK != nil && len(r.XSK.Lines) > 0 {
 		fmt.Fprint(out, "\n| AF_XDP package | packets | kpkt per CPU-s | of Penstock's |\n|---|---|---|---|\n")
 		for _, l := range r.XSK.Lines {

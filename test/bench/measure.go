@@ -37,9 +37,11 @@ type result struct {
 	Softirq float64 `json:"ksoftirqd_seconds"`
 	// Setup is how long flows took from their release to XDP, since the gateway was
 	// started.
-	Setup  *latency.Summary `json:"setup,omitempty"`
-	Failed string           `json:"failed,omitempty"`
-	Absent bool             `json:"absent,omitempty"` // the gateway is not installed here
+	Setup *latency.Summary `json:"setup,omitempty"`
+	// Memory is what the gateway and the kernel took for the load.
+	Memory memory `json:"memory,omitzero"`
+	Failed string `json:"failed,omitempty"`
+	Absent bool   `json:"absent,omitempty"` // the gateway is not installed here
 }
 
 // measure starts a gateway, checks that it is transparent and does its work
@@ -77,6 +79,7 @@ func (b *bed) measure(ctx context.Context, g gateway, workloads []workload, roun
 	if err := errors.Join(b.verify(ctx, g, s, r), r.alive()); err != nil {
 		return blank("not right before the load: "+err.Error(), false)
 	}
+	s.pids = r.pids
 	for i, w := range workloads {
 		m, err := b.one(ctx, g, s, r, tids, w)
 		m.Gateway, m.Workload, m.Round = g.name, w.name, round
@@ -172,6 +175,7 @@ func (b *bed) one(ctx context.Context, g gateway, s *site, r *running, tids []in
 		}
 	}
 	m.Work, m.Seconds, m.P50, m.P99 = l.work, l.seconds, l.p50, l.p99
+	m.Memory = l.memory
 	m.CPUSeconds = (cpu - before.cpu).Seconds()
 	m.Softirq = (after.softirq - before.softirq).Seconds()
 	m.Retransmits = after.retransmits - before.retransmits

@@ -91,7 +91,7 @@ const divert = `table ip bench {
 
 // intercept sets up TPROXY in the gateway, and undoes it when r stops.
 func intercept(ctx context.Context, b *bed, s *site, r *running) error {
-	rules, err := writeFile(b.dir, "divert.nft", fmt.Sprintf(divert, s.lanIf, httpPort, tlsPort, proxyPort))
+	rules, err := writeFile(b.dir, "divert.nft", fmt.Sprintf(divert, s.lanIf, httpPort, idlePort, proxyPort))
 	if err != nil {
 		return err
 	}
@@ -137,7 +137,8 @@ func startProxy(ctx context.Context, b *bed, s *site, begin func() (*process, er
 
 const haproxyConf = `global
   nbthread 1
-  maxconn 4096
+  maxconn 9800
+  maxpipes 100
   log stdout format raw local0
 defaults
   mode %s

@@ -94,6 +94,10 @@ func runChild(args []string) (status int, child bool) {
 	switch args[0] {
 	case "serve-bulk":
 		err = serveBulk(args[1])
+	case "serve-idle":
+		err = serveIdle(args[1])
+	case "load-idle":
+		err = loadIdle(args[1:], os.Stdin, os.Stdout)
 	case "load-bulk":
 		err = loadBulk(args[1:], os.Stdout)
 	case "serve-tls":

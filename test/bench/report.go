@@ -151,6 +151,7 @@ func (r report) print(out io.Writer) {
 		}
 	}
 	r.breakEvens(out)
+	r.printMemory(out)
 	r.printXSK(out)
 	fmt.Fprintln(out)
 	for _, f := range r.failures() {

@@ -537,8 +537,9 @@ func FuzzCookie(f *testing.F) {
 		defer y.b.stop()
 		y.b.ports[lan].mark = func(p *pipeline.Packet) {
 			b := p.Bytes()
-			p.Cookie = len(b)%3 != 0
-			p.CookieSize = b[len(b)-1]
+			if len(b) > 0 {
+				p.Cookie, p.CookieSize = len(b)%3 != 0, b[len(b)-1]
+			}
 		}
 		y.run(script)
 	})

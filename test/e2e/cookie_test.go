@@ -3,14 +3,12 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"testing"
 	"time"
 
 	"penstock/internal/lab"
 	"penstock/internal/lab/traffic"
-	"penstock/internal/wire"
 )
 
 const cookieChain = `
@@ -96,45 +94,7 @@ func TestSYNFloodTerminated(t *testing.T) {
 		t.Errorf("%d connections began with a cookie in the calm", n)
 	}
 
-	raw, err := r.Client.Raw(r.ClientIf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer raw.Close()
-	frame := tcpFrame(r, true)
-	var h wire.Headers
-	h.Parse(frame)
-	syn := wire.TCP(frame[h.L4:h.End])
-	syn.SetFlags(wire.FlagSYN)
-	copy(syn.Options(), []byte{2, 4, 5, 0xb4, 4, 2, 1, 1, 1, 3, 3, 7})
-	stop, sent := make(chan struct{}), 0
-	var flood sync.WaitGroup
-	flood.Go(func() {
-		rng := rand.New(rand.NewPCG(1, 2))
-		tick := time.NewTicker(time.Millisecond)
-		defer tick.Stop()
-		for sent < most {
-			select {
-			case <-stop:
-				return
-			case <-tick.C:
-			}
-			for range perSecond / 1000 {
-				// 198.18.0.0/15 is for such tests (RFC 2544), and nobody answers there.
-				host := rng.Uint32N(1 << 17)
-				copy(frame[h.L3+12:], []byte{198, 18 + byte(host>>16), byte(host >> 8), byte(host)})
-				syn.SetSrcPort(uint16(1024 + rng.IntN(60000)))
-				syn.SetSeq(rng.Uint32())
-				wire.IPv4(frame[h.L3:]).FillChecksum()
-				wire.FillL4(frame, &h)
-				if _, err := raw.Write(frame); err != nil {
-					t.Error(err)
-					return
-				}
-				sent++
-			}
-		}
-	})
+	end := r.floodSYNs(80, []byte{2, 4, 5, 0xb4, 4, 2, 1, 1, 1, 3, 3, 7}, perSecond, most)
 	r.eventually("cookies are switched on", func() error {
 		if a.counter("syn_cookies_active") == 0 {
 			return fmt.Errorf("%d dials", a.counter("dials"))
@@ -143,8 +103,7 @@ func TestSYNFloodTerminated(t *testing.T) {
 	})
 	flooded := load()
 	pending := a.counter("flows_pending")
-	close(stop)
-	flood.Wait()
+	sent := end()
 	dials, began := a.counter("dials"), a.counter("syn_cookie_flows")
 	t.Logf("%d SYNs, %d dials, %d connections by cookie; new connections with a request took %d us (p50), %d us (p99) in the calm, %d and %d in the flood: %.1f and %.1f times as long",
 		sent, dials, began, calm.P50, calm.P99, flooded.P50, flooded.P99,

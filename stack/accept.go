@@ -1,133 +1,74 @@
 package stack
 
 import (
-	"sync/atomic"
-	"time"
-
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
 	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
+	"penstock/internal/wire"
 	"penstock/pipeline"
 )
 
-// accepted is how a handshake with a client ended.
-type accepted struct {
-	f  *flow
-	ep *tcp.Endpoint // nil: it failed
+// open gives a leg an endpoint that connects to its end under the other one's
+// name. Its SYN leaves at the end of the turn.
+func (s *Stack) open(l *leg) tcpip.Error {
+	e, err := s.net.NewEndpoint(tcp.ProtocolNumber, netProto(l.f.conn.Flow.V6), &l.queue)
+	if err != nil {
+		return err
+	}
+	ep := e.(*tcp.Endpoint)
+	ep.SetOwner(l)
+	// Named and not bound: a reservation of the port would keep nobody out, as
+	// every server may be dialled from it, and takes time and memory. What finds
+	// endpoints is the names of both ends.
+	ep.ID.LocalAddress, ep.ID.LocalPort = l.id.LocalAddress, l.id.LocalPort
+	l.ep = ep
+	l.entry.Init(l, events)
+	l.queue.EventRegister(&l.entry)
+	err = ep.Connect(tcpip.FullAddress{NIC: nicID, Addr: l.id.RemoteAddress, Port: l.id.RemotePort})
+	if _, started := err.(*tcpip.ErrConnectStarted); err != nil && !started {
+		return err
+	}
+	return nil
 }
 
-// shakers are goroutines that wait for handshakes. Netstack starts one for each,
-// and it blocks until its handshake is over; there is no way around that. But one
-// that has grown its stack once can be used again: growing costs more than the
+// accept has netstack shake hands with the client. The endpoint connects, as the
+// server's does, and to it the client's SYN crosses its own (simultaneous open:
+// RFC 9293, section 3.5), which goes nowhere: so it answers with a SYN-ACK.
+// Netstack's listeners and forwarders would keep a goroutine waiting for each
 // handshake.
-type shakers struct {
-	jobs chan *tcp.ForwarderRequest
-	quit chan struct{}
-	idle atomic.Int32
-	live atomic.Int32 // goroutines that run
-}
-
-// idleShakers is how many goroutines may wait for work.
-const idleShakers = 256
-
-func newShakers() *shakers {
-	return &shakers{jobs: make(chan *tcp.ForwarderRequest), quit: make(chan struct{})}
-}
-
-// run returns what netstack starts for each handshake: it passes the request on
-// to a goroutine that waits, or serves it and others after it.
-func (h *shakers) run(shake func(*tcp.ForwarderRequest)) func(*tcp.ForwarderRequest) {
-	return func(r *tcp.ForwarderRequest) {
-		h.live.Add(1)
-		defer h.live.Add(-1)
-		select {
-		case h.jobs <- r:
-			return
-		default:
-		}
-		for {
-			shake(r)
-			if h.idle.Add(1) > idleShakers {
-				h.idle.Add(-1)
-				return
-			}
-			select {
-			case r = <-h.jobs:
-				h.idle.Add(-1)
-			case <-h.quit:
-				return
-			}
-		}
+func (s *Stack) accept(f *flow) tcpip.Error {
+	l := &f.client
+	if err := s.open(l); err != nil {
+		return err
 	}
-}
-
-// stop ends the goroutines, once none of them has a handshake to wait for. It
-// counts those that run and not the SYNs that netstack's forwarder has taken: of
-// those it drops repeated ones and those beyond its limit without a word.
-func (h *shakers) stop() {
-	close(h.quit)
-	for end := time.Now().Add(closeWait); h.live.Load() > 0 && time.Now().Before(end); {
-		time.Sleep(100 * time.Microsecond)
+	b := f.syn.deliverable(l.routeMSS(f.syn.offered.mss))
+	pkt := nstack.NewPacketBuffer(nstack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
+	head := wire.IPv4Len
+	if f.conn.Flow.V6 {
+		head = wire.IPv6Len
 	}
+	l.parse(pkt, head, len(b)-head)
+	s.fed++
+	s.queue(l, pkt)
+	pkt.DecRef()
+	return nil
 }
 
-// shake performs the handshake with a client. MaxPending bounds how many there
-// are at once.
-func (s *Stack) shake(r *tcp.ForwarderRequest) {
-	id := r.ID()
-	s.mu.Lock()
-	f := s.shaking[id]
-	closing := s.closing
-	s.mu.Unlock()
-	var ep *tcp.Endpoint
-	if f != nil && !closing && !f.gone.Load() {
-		if e, err := r.CreateEndpoint(&f.client.queue); err == nil {
-			ep = e.(*tcp.Endpoint)
-		}
-	}
-	r.Complete(false)
-	s.mu.Lock()
-	delete(s.shaking, id)
-	s.accepted = append(s.accepted, accepted{f, ep})
-	s.mu.Unlock()
-	s.wake()
-}
-
-// maxShaking bounds the goroutines that shake hands. Those of connections that
-// were given up meanwhile need a moment to end, hence more than MaxPending.
-func (s *Stack) maxShaking() int { return 2 * s.o.MaxPending }
-
-// handler is what netstack asks about segments for which it has no endpoint.
-// It runs on the worker's goroutine, inside inject.
-func (s *Stack) handler(id nstack.TransportEndpointID, pkt *nstack.PacketBuffer) bool {
-	ok := s.forward.HandlePacket(id, pkt)
-	s.launched = s.launched || ok
-	return ok
-}
-
-// finishHandshake takes over a connection that a client has acknowledged.
-func (s *Stack) finishHandshake(a accepted, now int64) {
-	f := a.f
-	if f == nil || f.state != stateAccepting {
-		if a.ep != nil {
-			a.ep.Abort()
-			a.ep.Close()
-		}
+// checkAccept looks what became of the handshake with a client.
+func (s *Stack) checkAccept(f *flow, now int64) {
+	switch f.client.state() {
+	case tcp.StateConnecting, tcp.StateSynSent, tcp.StateSynRecv:
+		s.giveHeld(f)
 		return
-	}
-	if a.ep == nil {
+	case tcp.StateError, tcp.StateClose:
 		s.n.handshakeFailed.Add(1)
 		s.kill(f, now)
 		return
 	}
-	l := &f.client
-	l.ep = a.ep
-	l.ep.LockUser() // its own goroutine sends already
-	l.ep.SetOwner(l)
-	l.ep.UnlockUser()
-	s.keepAlive(l.ep)
+	s.keepAlive(f.client.ep)
 	s.keepAlive(f.server.ep)
-	l.listen()
 	f.state, f.syn = stateOpen, nil
 	f.setDeadline(now, 0)
 	s.pending--
@@ -143,4 +84,10 @@ func (s *Stack) finishHandshake(a accepted, now int64) {
 	}
 	s.wantSplice(f, now)
 	s.revisit(f)
+}
+
+// orphan is what netstack asks about segments for which it has no endpoint. A
+// SYN among them is no longer wanted; to any other it answers with a reset.
+func (*Stack) orphan(_ nstack.TransportEndpointID, pkt *nstack.PacketBuffer) bool {
+	return wire.TCP(pkt.TransportHeader().Slice()).Flags()&(wire.FlagSYN|wire.FlagACK|wire.FlagRST) == wire.FlagSYN
 }

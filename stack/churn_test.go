@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"penstock/internal/wire"
-	"penstock/stack"
 )
 
 // TestChurn opens and closes connections while others stay open and idle. When
@@ -22,7 +21,7 @@ func TestChurn(t *testing.T) {
 		short, idle = 300, 50
 	}
 	// Goroutines that wait for handshakes are kept for the next ones, so many.
-	most := runtime.NumGoroutine() + stack.IdleShakers + 16
+	most := runtime.NumGoroutine() + 16
 	r := newRote(t, load{request: 128, response: 384, close: true})
 	defer func() {
 		r.over = true

@@ -181,7 +181,7 @@ func (s *Stack) beginCookie(p *pipeline.Packet, t wire.TCP, key wire.Flow, rever
 	s.count(&p.Flow, 1)
 	s.pending++
 	s.n.cookieFlows.Add(1)
-	if err := s.dial(f); err != nil {
+	if err := s.open(&f.server); err != nil {
 		s.n.dialFailed.Add(1)
 		s.kill(f, now)
 		p.Consume()

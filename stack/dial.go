@@ -6,19 +6,12 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
-	"gvisor.dev/gvisor/pkg/tcpip/ports"
 	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
-	"gvisor.dev/gvisor/pkg/waiter"
 
 	"penstock/internal/wire"
 	"penstock/pipeline"
 )
-
-// events is what a leg wants to hear of from netstack.
-const events = waiter.ReadableEvents | waiter.WritableEvents | waiter.EventHUp | waiter.EventErr
 
 // begin decides on the SYN of a connection that is not known, and dials the
 // server if it is to be terminated.
@@ -75,7 +68,7 @@ func (s *Stack) begin(p *pipeline.Packet, t wire.TCP, key wire.Flow, reversed bo
 	s.count(&p.Flow, 1)
 	s.pending++
 	s.crowded(now)
-	if err := s.dial(f); err != nil {
+	if err := s.open(&f.server); err != nil {
 		// Nothing has been sent yet: the ends can still do without us.
 		s.n.dialFailed.Add(1)
 		s.forget(f, now)
@@ -214,56 +207,6 @@ func (s *Stack) newFlow(p *pipeline.Packet, t wire.TCP, offered synOptions, now 
 	return f
 }
 
-// dialFlags are what netstack notes of a port that is bound with
-// SetReuseAddress.
-var dialFlags = ports.Flags{TupleOnly: true}
-
-var networks4, networks6 = []tcpip.NetworkProtocolNumber{ipv4.ProtocolNumber}, []tcpip.NetworkProtocolNumber{ipv6.ProtocolNumber}
-
-func networks(v6 bool) []tcpip.NetworkProtocolNumber {
-	if v6 {
-		return networks6
-	}
-	return networks4
-}
-
-// dial opens the connection to the server under the client's name. The SYN
-// leaves at the end of the turn.
-func (s *Stack) dial(f *flow) tcpip.Error {
-	l := &f.server
-	e, err := s.net.NewEndpoint(tcp.ProtocolNumber, netProto(f.conn.Flow.V6), &l.queue)
-	if err != nil {
-		return err
-	}
-	ep := e.(*tcp.Endpoint)
-	// Else the port would be taken for every other server too.
-	ep.SocketOptions().SetReuseAddress(true)
-	ep.SetOwner(l)
-	l.ep = ep
-	l.listen()
-	if err := ep.Bind(tcpip.FullAddress{NIC: nicID, Addr: l.id.LocalAddress, Port: l.id.LocalPort}); err != nil {
-		return err
-	}
-	// The reservation keeps nobody out, as every server may be dialled from the
-	// port, and its maps take 1.5 KB: what finds endpoints is both ends' names.
-	// Netstack releases it once more in the end, which is nothing then.
-	s.net.ReleasePort(ports.Reservation{
-		Networks: networks(f.conn.Flow.V6), Transport: tcp.ProtocolNumber,
-		Addr: l.id.LocalAddress, Port: l.id.LocalPort, Flags: dialFlags,
-	})
-	err = ep.Connect(tcpip.FullAddress{NIC: nicID, Addr: l.id.RemoteAddress, Port: l.id.RemotePort})
-	if _, started := err.(*tcpip.ErrConnectStarted); err != nil && !started {
-		return err
-	}
-	return nil
-}
-
-// listen registers for the endpoint's events.
-func (l *leg) listen() {
-	l.entry.Init(l, events)
-	l.queue.EventRegister(&l.entry)
-}
-
 // keepAlive has an endpoint probe its end. Netstack starts the timer only on an
 // endpoint that is connected.
 func (s *Stack) keepAlive(ep *tcp.Endpoint) {
@@ -344,28 +287,9 @@ func (s *Stack) checkDial(f *flow, now int64) {
 		s.kill(f, now)
 		return
 	}
-	s.mu.Lock()
-	_, busy := s.shaking[f.client.id]
-	if busy = busy || len(s.shaking) >= s.maxShaking(); !busy {
-		s.shaking[f.client.id] = f
-	}
-	s.mu.Unlock()
-	if busy {
-		// The goroutine of an earlier connection of this name has not ended yet.
-		if ep := s.find(f.client.id); ep != nil {
-			ep.Abort()
-		}
-		s.revisit(f)
-		return
-	}
 	f.state = stateAccepting
 	f.setDeadline(now, s.o.HandshakeTimeout)
-	s.launched = false
-	s.inject(f.syn.deliverable(f.client.routeMSS(f.syn.offered.mss)), f.conn.Flow.V6, true)
-	if !s.launched {
-		s.mu.Lock()
-		delete(s.shaking, f.client.id)
-		s.mu.Unlock()
+	if err := s.accept(f); err != nil {
 		s.n.handshakeFailed.Add(1)
 		s.kill(f, now)
 	}

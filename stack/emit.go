@@ -73,9 +73,14 @@ func (s *Stack) emit(o *outgoing, max int, now int64) (frames int, done bool) {
 		s.heardCookie(l, t)
 		return 0, true
 	}
-	if flags&(wire.FlagSYN|wire.FlagACK) == wire.FlagSYN && !l.spaced(now) {
-		s.n.synRepeats.Add(1)
-		return 0, true
+	if flags&(wire.FlagSYN|wire.FlagACK) == wire.FlagSYN {
+		if !l.toServer {
+			return 0, true // accept has it cross the client's
+		}
+		if !l.spaced(now) {
+			s.n.synRepeats.Add(1)
+			return 0, true
+		}
 	}
 	if flags&wire.FlagRST != 0 {
 		l.lastSYN = 0
@@ -104,8 +109,7 @@ func (s *Stack) emit(o *outgoing, max int, now int64) (frames int, done bool) {
 	return frames, false
 }
 
-// lookup finds the leg that a packet without an owner goes out by: SYN-ACKs and
-// resets.
+// lookup finds the leg that a packet without an owner goes out by: a reset.
 func (s *Stack) lookup(ip []byte, t wire.TCP) *leg {
 	f := wire.Flow{Proto: wire.ProtoTCP, SrcPort: t.SrcPort(), DstPort: t.DstPort()}
 	if ip[0]>>4 == 4 {
@@ -174,6 +178,9 @@ func (s *Stack) frame(l *leg, pkt *nstack.PacketBuffer, t wire.TCP, off, n int, 
 	}
 	if flags&wire.FlagSYN != 0 {
 		l.scale = mirror(seg, l.offered)
+		if flags&wire.FlagACK != 0 {
+			echo(seg, l.tsIn) // netstack repeats the options of the SYN that went nowhere
+		}
 		if !l.firstSent { // else a repetition, which may come after the answer
 			l.iss, l.firstSent = seg.Seq(), true
 			l.sndMax, l.acked = l.iss+1, l.iss

@@ -34,7 +34,7 @@ func (s *Stack) Endpoints() int { return len(s.net.RegisteredEndpoints()) }
 // Reserved reports whether netstack keeps the port of an address.
 func (s *Stack) Reserved(a netip.AddrPort) bool {
 	res := ports.Reservation{
-		Networks: networks(a.Addr().Is6()), Transport: tcp.ProtocolNumber,
+		Networks: []tcpip.NetworkProtocolNumber{netProto(a.Addr().Is6())}, Transport: tcp.ProtocolNumber,
 		Addr: tcpip.AddrFromSlice(a.Addr().AsSlice()), Port: a.Port(),
 	}
 	_, err := s.net.ReservePort(s.net.SecureRNG(), res, nil)
@@ -43,6 +43,3 @@ func (s *Stack) Reserved(a netip.AddrPort) bool {
 	}
 	return err != nil
 }
-
-// IdleShakers is how many goroutines may wait for handshakes.
-const IdleShakers = idleShakers

@@ -62,7 +62,6 @@ type flow struct {
 	denying   bool     // the client is being told why, the server is gone
 
 	queued  atomic.Bool // in Stack.ready; also set by netstack's goroutines
-	gone    atomic.Bool // given up; also read by the goroutine that shakes hands
 	packets uint64
 }
 
@@ -189,6 +188,9 @@ var (
 	_ tcpip.PacketOwner    = (*leg)(nil)
 	_ waiter.EventListener = (*leg)(nil)
 )
+
+// events is what a leg wants to hear of from netstack.
+const events = waiter.ReadableEvents | waiter.WritableEvents | waiter.EventHUp | waiter.EventErr
 
 // NotifyEvent implements waiter.EventListener. Netstack calls it with the
 // endpoint locked, on any goroutine: it only says that the flow wants service.

@@ -275,6 +275,39 @@ func TestClientGivesUp(t *testing.T) {
 	b.wantCount("handshake_failed", 1)
 }
 
+// TestAnswerAgain: a SYN-ACK that nobody acknowledges comes again, with the
+// same options, and with the client's timestamp.
+func TestAnswerAgain(t *testing.T) {
+	for _, has := range []offers{{}, {ts: true}, {ts: true, sack: true, scale: true}} {
+		t.Run(fmt.Sprint(has), func(t *testing.T) {
+			t.Parallel()
+			b := newBed(t, bedOptions{noHosts: true})
+			c, s := b.players(addr(client4, 5000), addr(server4, 80))
+			c.send(wire.FlagSYN, 10, 0, has.options(1300, optTS(77, 0)), nil)
+			syn := s.expect(wire.FlagSYN)
+			s.send(wire.FlagSYN|wire.FlagACK, 50, syn.tcp.Seq()+1, has.options(1200, optTS(9, 77)), nil)
+			first := c.expect(wire.FlagSYN | wire.FlagACK)
+			again := c.expect(wire.FlagSYN | wire.FlagACK)
+			for _, a := range []segment{first, again} {
+				if got, mss, _ := read(t, a); got != has || mss != 1200 {
+					t.Errorf("%s: got %v, MSS %d, want %v, MSS 1200", wire.Summary(a.frame), got, mss, has)
+				}
+				if a.tcp.Seq() != first.tcp.Seq() || a.tcp.Ack() != 11 || a.tcp.Window() != first.tcp.Window() {
+					t.Errorf("%s is not a repetition of %s", wire.Summary(a.frame), wire.Summary(first.frame))
+				}
+				it := a.tcp.OptionIter()
+				for it.Next() {
+					if _, ecr, ok := it.Timestamps(); ok && ecr != 77 {
+						t.Errorf("%s echoes %d, want 77", wire.Summary(a.frame), ecr)
+					}
+				}
+			}
+			c.send(wire.FlagACK, 11, first.tcp.Seq()+1, stamps(has, 78, again), nil)
+			eventually(t, "the connection established", func() bool { return b.count("accepted") == 1 })
+		})
+	}
+}
+
 func TestClientNeverAcknowledges(t *testing.T) {
 	b := newBed(t, bedOptions{noHosts: true, options: func(o *stack.Options) { o.HandshakeTimeout = 150 * time.Millisecond }})
 	c, s := b.players(addr(client4, 5000), addr(server4, 80))

@@ -240,12 +240,8 @@ func verified(p *pipeline.Packet) bool {
 // deliver gives a segment to the leg's endpoint.
 func (s *Stack) deliver(l *leg, p *pipeline.Packet, t wire.TCP) {
 	if l.ep == nil {
-		if ep := s.find(l.id); ep != nil && l.f.state == stateAccepting {
-			l.ep = ep
-		} else {
-			s.inject(p.Bytes()[p.L3:p.End], p.IPVersion == 6, true)
-			return
-		}
+		s.inject(p.Bytes()[p.L3:p.End], p.IPVersion == 6, true)
+		return
 	}
 	s.fed++
 	if l.gro != nil && l.append(t) {
@@ -255,12 +251,7 @@ func (s *Stack) deliver(l *leg, p *pipeline.Packet, t wire.TCP) {
 	s.flushLeg(l)
 	b := p.Bytes()
 	pkt := nstack.NewPacketBuffer(nstack.PacketBufferOptions{Payload: buffer.MakeWithData(b[p.L3:p.End])})
-	pkt.NICID = nicID
-	pkt.RXChecksumValidated = true
-	pkt.NetworkProtocolNumber = netProto(p.IPVersion == 6)
-	pkt.TransportProtocolNumber = tcp.ProtocolNumber
-	pkt.NetworkHeader().Consume(int(p.L4 - p.L3))
-	pkt.TransportHeader().Consume(int(p.Payload - p.L4))
+	l.parse(pkt, int(p.L4-p.L3), int(p.Payload-p.L4))
 	l.gro, l.groNext, l.groBytes = pkt, t.Seq()+uint32(p.End-p.Payload), int(p.End-p.Payload)
 	if l.groBytes == 0 || t.Flags()&^wire.FlagPSH != wire.FlagACK {
 		s.flushLeg(l)
@@ -316,11 +307,27 @@ func (s *Stack) flushLeg(l *leg) {
 	l.appendTail()
 	pkt := l.gro
 	l.gro = nil
+	s.queue(l, pkt)
+	pkt.DecRef()
+}
+
+// parse marks the headers of a packet for the leg's endpoint, whose checksums
+// are known to be right.
+func (l *leg) parse(pkt *nstack.PacketBuffer, ip, head int) {
+	pkt.NICID = nicID
+	pkt.RXChecksumValidated = true
+	pkt.NetworkProtocolNumber = netProto(l.f.conn.Flow.V6)
+	pkt.TransportProtocolNumber = tcp.ProtocolNumber
+	pkt.NetworkHeader().Consume(ip)
+	pkt.TransportHeader().Consume(head)
+}
+
+// queue gives the leg's endpoint a packet that was parsed.
+func (s *Stack) queue(l *leg, pkt *nstack.PacketBuffer) {
 	if l.ep != nil {
 		s.proto.QueuePacket(l.ep, l.id, pkt)
 		s.quiesce()
 	}
-	pkt.DecRef()
 }
 
 // Flush gives to netstack what Input has kept back to merge it.
@@ -341,11 +348,4 @@ func (s *Stack) inject(ip []byte, v6, verified bool) {
 	s.link.dispatcher.DeliverNetworkPacket(netProto(v6), pkt)
 	pkt.DecRef()
 	s.quiesce()
-}
-
-// find returns netstack's endpoint of that name.
-func (s *Stack) find(id nstack.TransportEndpointID) *tcp.Endpoint {
-	v6 := id.LocalAddress.Len() == 16
-	ep, _ := s.net.FindTransportEndpoint(netProto(v6), tcp.ProtocolNumber, id, nicID).(*tcp.Endpoint)
-	return ep
 }

@@ -664,6 +664,9 @@ func TestTailLoss(t *testing.T) {
 			return false
 		}
 		seg := wire.TCP(frame[h.L4:h.End])
+		if seg.DstPort() != 80 {
+			return false // the other connection's numbers
+		}
 		if seg.Flags()&wire.FlagSYN != 0 {
 			first, seen = seg.Seq(), seg.Seq()
 		}

@@ -21,7 +21,7 @@ type Options struct {
 	Streams []pipeline.StreamStage // in the order in which bytes pass them
 
 	MaxFlows   int // connections at once
-	MaxPending int // connections being established at once; bounds goroutines too
+	MaxPending int // connections being established at once
 	// MaxFlowsPerClient bounds the connections at once of an IPv4 address, or of
 	// an IPv6 /64; 0: nothing does.
 	MaxFlowsPerClient int

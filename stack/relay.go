@@ -53,7 +53,7 @@ func (s *Stack) service(f *flow, now int64) (more bool) {
 	case stateDialing:
 		s.checkDial(f, now)
 	case stateAccepting:
-		s.giveHeld(f)
+		s.checkAccept(f, now)
 	case stateOpen:
 		wanted := f.wanted()
 		for _, d := range [...]pipeline.Direction{pipeline.ToServer, pipeline.ToClient} {

@@ -3,12 +3,9 @@ package stack
 import (
 	"encoding/binary"
 	"math/rand"
-	"runtime"
 	"sync"
-	"time"
 
 	nstack "gvisor.dev/gvisor/pkg/tcpip/stack"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"penstock/pipeline"
 )
@@ -34,56 +31,15 @@ func (s *Stack) nextConn() uint64 {
 	return uint64(s.env.Worker)<<48 | s.simConns
 }
 
-// restWait bounds how long netstack's goroutines may take, in real time.
-const restWait = 10 * time.Second
-
 // quiesce returns when netstack's goroutines have done what there is to do. It
 // does nothing outside simulations.
 func (s *Stack) quiesce() {
 	if s.env.Simulation == nil || s.closed {
 		return
 	}
-	var end time.Time
-	for ; ; runtime.Gosched() {
-		// A processor pauses when its queue is empty.
-		s.net.Pause()
-		s.net.Resume()
-		if !s.shakingBusy() {
-			return
-		}
-		if end.IsZero() {
-			end = time.Now().Add(restWait)
-		} else if time.Now().After(end) {
-			s.env.Log.Error("netstack does not come to rest: this simulation is not repeatable", "after", restWait)
-			return
-		}
-	}
-}
-
-// shakingBusy reports whether a goroutine that waits for a handshake has
-// something else to do: to begin, or to pass on how it ended.
-func (s *Stack) shakingBusy() bool {
-	s.mu.Lock()
-	ids := s.simIDs[:0]
-	for id := range s.shaking {
-		ids = append(ids, id)
-	}
-	s.mu.Unlock()
-	s.simIDs = ids
-	for _, id := range ids {
-		ep := s.find(id)
-		if ep == nil {
-			return true
-		}
-		// It is made locked and unlocked when its SYN-ACK is out.
-		ep.LockUser()
-		state := ep.EndpointState()
-		ep.UnlockUser()
-		if state != tcp.StateSynRecv {
-			return true
-		}
-	}
-	return false
+	// A processor pauses when its queue is empty.
+	s.net.Pause()
+	s.net.Resume()
 }
 
 // seeded is both of netstack's sources of chance.

@@ -32,16 +32,13 @@ type Stack struct {
 	net      *nstack.Stack
 	proto    segmentQueuer
 	stats    tcpip.Stats
-	forward  *tcp.Forwarder
 	link     *link
 	clock    *clock
 	active   int
 	pending  int
 	draining bool
 	closed   bool
-	launched bool // the forwarder has taken the SYN that was just injected
-	fed      int  // segments that netstack was given since the last Poll
-	shakers  *shakers
+	fed      int // segments that netstack was given since the last Poll
 
 	flows     *flowtab.Table[*flow]
 	frags     *flowtab.Table[struct{}] // datagrams whose first fragment was ours
@@ -69,8 +66,6 @@ type Stack struct {
 	gro       []*leg
 	work      []*flow // taken from ready, from workAt on still to be serviced
 	workAt    int
-	done      []accepted // taken from accepted, likewise
-	doneAt    int
 	// current is the flow that is being serviced. If it is set when a Poll
 	// begins, a stream stage panicked in the last one.
 	current *flow
@@ -78,20 +73,16 @@ type Stack struct {
 	spare   [][]byte
 	reader  payload
 
-	simIDs     []nstack.TransportEndpointID // handshakes that quiesce looks at
-	simConns   uint64                       // connections begun in a simulation
-	splices    bool                         // flows that nobody needs to see are spliced
+	simConns   uint64 // connections begun in a simulation
+	splices    bool   // flows that nobody needs to see are spliced
 	syns       synSwitch
 	evictAt    int                 // in timed: the one that evictHalfOpen looked at last
 	quietTimes *pipeline.Histogram // from the wish to the splice, seconds
 
 	signalled atomic.Bool // the worker is awake or was woken: no need to again
 
-	mu       sync.Mutex
-	ready    []*flow                              // guarded by mu: want service
-	accepted []accepted                           // guarded by mu: handshakes that ended
-	shaking  map[nstack.TransportEndpointID]*flow // guarded by mu: handshakes under way
-	closing  bool                                 // guarded by mu: no further handshakes
+	mu    sync.Mutex
+	ready []*flow // guarded by mu: want service
 }
 
 // segmentQueuer is what netstack's TCP offers besides what its interface has: a
@@ -111,9 +102,7 @@ func New(env *pipeline.Env, o Options) (*Stack, error) {
 		bypassed: flowtab.New[uint32](bypassCapacity),
 		clients:  clients{},
 		denials:  make(map[pipeline.Reason]*pipeline.Counter),
-		shaking:  make(map[nstack.TransportEndpointID]*flow),
 		buf:      make([]byte, relayChunk),
-		shakers:  newShakers(),
 
 		quietTimes: env.Counters.Histogram("penstock_stage_splice_wait_seconds",
 			"From the moment that no stage wants a terminated connection any more to its splice: how long it took to be quiet.", spliceBounds),
@@ -149,8 +138,7 @@ func New(env *pipeline.Env, o Options) (*Stack, error) {
 		return nil, err
 	}
 	s.proto = s.net.TransportProtocolInstance(tcp.ProtocolNumber).(segmentQueuer)
-	s.forward = tcp.NewForwarder(s.net, o.ReceiveBuffer, s.maxShaking(), s.shakers.run(s.shake))
-	s.net.SetTransportProtocolHandler(tcp.ProtocolNumber, s.handler)
+	s.net.SetTransportProtocolHandler(tcp.ProtocolNumber, s.orphan)
 	if o.SYNCookies == CookiesOn {
 		s.answerSYNs(true, env.Now())
 	}
@@ -266,14 +254,6 @@ func (s *Stack) Poll(now int64) (busy bool) {
 	s.fed = 0
 	s.recover(now)
 	s.take()
-	for s.doneAt < len(s.done) {
-		a := s.done[s.doneAt]
-		s.done[s.doneAt] = accepted{}
-		s.doneAt++
-		s.current = a.f
-		s.finishHandshake(a, now)
-		busy = true
-	}
 	for s.workAt < len(s.work) {
 		f := s.work[s.workAt]
 		s.work[s.workAt] = nil
@@ -296,7 +276,7 @@ func (s *Stack) Poll(now int64) (busy bool) {
 	// before is looked at now.
 	s.signalled.Store(false)
 	s.mu.Lock()
-	more := len(s.ready) > 0 || len(s.accepted) > 0
+	more := len(s.ready) > 0
 	s.mu.Unlock()
 	return busy || more || s.link.waiting() || s.txAt < len(s.tx) || s.unsentACKs()
 }
@@ -307,9 +287,6 @@ func (s *Stack) take() {
 	defer s.mu.Unlock()
 	if s.workAt == len(s.work) {
 		s.ready, s.work, s.workAt = s.work[:0], s.ready, 0
-	}
-	if s.doneAt == len(s.done) {
-		s.accepted, s.done, s.doneAt = s.done[:0], s.accepted, 0
 	}
 }
 
@@ -385,9 +362,6 @@ func (s *Stack) Flows(yield func(pipeline.FlowInfo)) {
 	}
 }
 
-// closeWait bounds how long Close waits for handshakes to notice.
-const closeWait = 5 * time.Second
-
 // Close resets every connection and stops netstack. What is sent last is
 // emitted; it is up to the worker whether it leaves.
 func (s *Stack) Close() error {
@@ -397,15 +371,10 @@ func (s *Stack) Close() error {
 	now := s.env.Now()
 	s.answerSYNs(false, now)
 	s.closed, s.draining = true, true
-	s.mu.Lock()
-	s.closing = true
-	s.mu.Unlock()
 	for _, p := range s.flows.All() {
 		s.kill(*p, now)
 	}
 	s.ackTimer.Stop()
-	err := s.stopHandshakes()
-	s.shakers.stop()
 	s.transmit(now)
 	for s.txAt < len(s.tx) {
 		s.releaseTx()
@@ -415,37 +384,5 @@ func (s *Stack) Close() error {
 		s.link.release(&o)
 	}
 	s.Tick(now)
-	return err
-}
-
-// stopHandshakes aborts the handshakes with clients until their goroutines
-// have ended.
-func (s *Stack) stopHandshakes() error {
-	for end := time.Now().Add(closeWait); ; time.Sleep(100 * time.Microsecond) {
-		s.mu.Lock()
-		left := make([]nstack.TransportEndpointID, 0, len(s.shaking))
-		for id := range s.shaking {
-			left = append(left, id)
-		}
-		results := s.accepted
-		s.accepted = nil
-		s.mu.Unlock()
-		for _, a := range results {
-			if a.ep != nil {
-				a.ep.Abort()
-				a.ep.Close()
-			}
-		}
-		if len(left) == 0 {
-			return nil
-		}
-		if time.Now().After(end) {
-			return fmt.Errorf("stop netstack: %d handshakes did not end within %v", len(left), closeWait)
-		}
-		for _, id := range left {
-			if ep := s.find(id); ep != nil {
-				ep.Abort()
-			}
-		}
-	}
+	return nil
 }

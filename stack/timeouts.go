@@ -129,14 +129,10 @@ func (s *Stack) shut(f *flow) (streams []openStream) {
 		return nil
 	}
 	s.dropWish(f)
-	f.gone.Store(true)
 	s.active--
 	s.count(&f.conn.Flow, -1)
 	if f.state <= stateAccepting {
 		s.pending--
-	}
-	if f.state == stateAccepting && f.client.ep == nil {
-		f.client.ep = s.find(f.client.id)
 	}
 	streams, f.streams, f.watching = f.streams, nil, 0
 	for d := range f.dir {

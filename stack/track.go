@@ -108,3 +108,13 @@ func timestamps(t wire.TCP) (val, ecr uint32, ok bool) {
 	}
 	return 0, 0, false
 }
+
+// echo sets which timestamp a segment echoes, if it has one.
+func echo(seg wire.TCP, ecr uint32) {
+	it := wire.IterTCPOptions(seg.Options())
+	for it.Next() {
+		if it.Kind == wire.OptTimestamps && len(it.Value) == 8 {
+			binary.BigEndian.PutUint32(it.Value[4:], ecr)
+		}
+	}
+}

@@ -40,6 +40,7 @@ func runCommand(args []string) error {
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
+	defer keepHeap()()
 	a, err := startAppliance(cfg, log)
 	if err != nil {
 		return err

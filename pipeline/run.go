@@ -19,13 +19,19 @@ func (w *Worker) Run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		again := w.o.Waiter == nil
 		if busy {
+			// A turn that has emptied the ports and left nothing to do may be the last
+			// before a wait, which ends at once if something has come since: another
+			// turn would find that out for the price of a turn.
 			empty = 0
-			runtime.Gosched()
-			continue
+			again = again || w.more || w.o.SpinTurns > 0
+		} else {
+			w.idle.Add(1)
+			empty++
+			again = again || empty <= w.o.SpinTurns
 		}
-		w.idle.Add(1)
-		if empty++; empty <= w.o.SpinTurns || w.o.Waiter == nil {
+		if again {
 			runtime.Gosched()
 			continue
 		}

@@ -61,6 +61,7 @@ type Worker struct {
 	lastTick int64
 	lastBeat int64
 	turnTime int64
+	more     bool // the last turn may have left something to do
 
 	peers []*Worker // all workers by ID, itself included
 	inbox []*ring   // by sender
@@ -206,6 +207,7 @@ func (w *Worker) Turn() (busy bool, err error) {
 		w.lastBeat = now
 		w.o.Beat()
 	}
+	w.more = false
 	open, empty := 0, true
 	for i, port := range w.o.Ports {
 		if port == nil || w.eof[i] {
@@ -227,15 +229,15 @@ func (w *Worker) Turn() (busy bool, err error) {
 		}
 	}
 	if len(w.peers) > 1 && w.receiveHandovers() {
-		busy = true
+		w.more = true
 	}
 	for _, c := range w.active {
 		if len(c.pollers) > 0 && w.guard(c, func() bool { return c.poll(now) }) {
-			busy = true
+			w.more = true
 		}
 	}
 	if w.called.Load() {
-		busy = true
+		w.more = true
 		w.runCalls()
 	}
 	for i, port := range w.o.Ports {
@@ -247,10 +249,12 @@ func (w *Worker) Turn() (busy bool, err error) {
 	}
 	if w.releases != nil {
 		w.releases.flush(empty)
-		busy = busy || len(w.releases.waits) > 0
+		w.more = w.more || len(w.releases.waits) > 0
 	}
+	busy = busy || w.more
+	w.more = w.more || !empty
 	if now-w.lastTick >= int64(TickInterval) {
-		w.lastTick = now
+		w.lastTick, w.more = now, true // what tickers emit goes with the next turn
 		for _, c := range w.active {
 			if len(c.tickers) > 0 {
 				w.guard(c, func() bool { c.tick(now); return true })

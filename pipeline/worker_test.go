@@ -399,6 +399,45 @@ func TestTurnDoesNotAllocate(t *testing.T) {
 	}
 }
 
+// countingWaiter counts what the worker has done when it is told to wait.
+type countingWaiter struct {
+	w     *bench
+	stop  func()
+	waits []WorkerStats
+}
+
+func (c *countingWaiter) Wake() {}
+func (c *countingWaiter) Wait(int64) {
+	if c.waits = append(c.waits, c.w.Stats()); len(c.waits) == 2 {
+		c.stop()
+		return
+	}
+	c.w.lan.Inject(udp(7, 10))
+}
+
+// TestOneTurnForAWait: a worker that has emptied its ports waits, without a turn to
+// find them empty.
+func TestOneTurnForAWait(t *testing.T) {
+	b := newBench(t, 64)
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	c := &countingWaiter{w: b, stop: stop}
+	b.o.Waiter, b.o.Default = c, 0
+	b.lastTick = b.clock() // a turn with a tick is followed by another one
+	b.lan.Inject(udp(5, 10))
+	if err := b.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for i, s := range c.waits {
+		if want := uint64(i + 1); s.Turns != want || s.IdleTurns != 0 || s.Waits != want || s.Totals.Packets != want {
+			t.Errorf("wait %d: after %d turns, %d idle ones, %d waits and %d packets", i, s.Turns, s.IdleTurns, s.Waits, s.Totals.Packets)
+		}
+	}
+	if len(c.waits) != 2 {
+		t.Errorf("%d waits", len(c.waits))
+	}
+}
+
 // loopPort delivers full batches of one frame and swallows what is sent.
 type loopPort struct {
 	pool  *Pool

@@ -3,6 +3,7 @@ package afxdp
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -24,7 +25,9 @@ type Waiter struct {
 	file  *os.File
 	raw   syscall.RawConn
 	woken atomic.Bool
-	timed bool // a read deadline is set
+	began time.Time
+	timed bool          // a read deadline is set
+	until time.Duration // it, since began; 0: it has passed, or may have
 }
 
 var _ pipeline.Waiter = (*Waiter)(nil)
@@ -47,7 +50,7 @@ func NewWaiter(ports []*Port) (*Waiter, error) {
 		unix.Close(ep)
 		return nil, fmt.Errorf("set epoll set to non-blocking: %w", err)
 	}
-	w := &Waiter{ports: ports, file: os.NewFile(uintptr(ep), "afxdp")}
+	w := &Waiter{ports: ports, file: os.NewFile(uintptr(ep), "afxdp"), began: time.Now()}
 	if err := w.file.SetReadDeadline(time.Time{}); err != nil {
 		w.file.Close()
 		return nil, fmt.Errorf("add epoll set to the runtime's poller: %w", err)
@@ -61,28 +64,52 @@ func NewWaiter(ports []*Port) (*Waiter, error) {
 
 var past = time.Unix(1, 0)
 
+// lateWait is how much later than it was asked to a wait may end.
+const lateWait = 100 * time.Microsecond
+
 // Wait implements pipeline.Waiter.
 func (w *Waiter) Wait(ns int64) {
+	if w.done(0) { // no sleep: the other goroutines have their turn at least
+		if w.woken.Swap(false) {
+			w.timed, w.until = true, 0 // Wake has set a deadline, or is about to
+		}
+		runtime.Gosched()
+		return
+	}
 	for _, p := range w.ports {
 		if p.sock.Pending() > 0 && (ns < 0 || ns > int64(txRetry)) {
 			ns = int64(txRetry)
 		}
 	}
+	w.limit(ns)
 	// A Wake before the deadline is set leaves the flag; one after it moves
 	// the deadline into the past.
-	if ns >= 0 {
-		_ = w.file.SetReadDeadline(time.Now().Add(time.Duration(ns)))
-		w.timed = true
-	} else if w.timed {
-		_ = w.file.SetReadDeadline(time.Time{})
-		w.timed = false
-	}
 	if !w.woken.Load() && w.raw.Read(w.done) != nil {
-		w.timed = true // a deadline has passed: ours, or a late one of Wake
+		w.timed, w.until = true, 0 // a deadline has passed: ours, or a late one of Wake
 	}
 	if w.woken.Swap(false) {
-		w.timed = true // Wake has set a deadline, or is about to
+		w.timed, w.until = true, 0
 	}
+}
+
+// limit sets the read deadline. One that is set already and comes in time stays:
+// a worker that sleeps a thousand times between two of its ticks would move a
+// timer of the runtime as often.
+func (w *Waiter) limit(ns int64) {
+	if ns < 0 {
+		if w.timed {
+			_ = w.file.SetReadDeadline(time.Time{})
+			w.timed, w.until = false, 0
+		}
+		return
+	}
+	now := time.Since(w.began)
+	want := now + time.Duration(ns)
+	if w.timed && w.until > now && w.until <= want+lateWait {
+		return
+	}
+	_ = w.file.SetReadDeadline(w.began.Add(want))
+	w.timed, w.until = true, want
 }
 
 // done is called by the runtime before it sleeps and after each event.

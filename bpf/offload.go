@@ -162,7 +162,7 @@ func (t *table) offloadBatch(batch []OffloadFlow) error {
 	if _, err := t.jobs.WriteAt(le.AppendUint32(t.buf[:0], uint32(jobs)), 0); err != nil {
 		return err
 	}
-	_, runErr := t.offload.Run(nil)
+	runErr := runNow(t.offload)
 	for i := range batch {
 		if at[i] < 0 {
 			continue

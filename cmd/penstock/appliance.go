@@ -212,7 +212,7 @@ func (a *appliance) buildWorkers() error {
 		}
 		a.workers = append(a.workers, pipeline.NewWorker(pipeline.WorkerOptions{
 			ID: w, Ports: ports, Infos: infos, Pool: a.memory.Arena.Pool(w), Waiter: waiter, Clock: clock, Log: a.log,
-			Default: pipeline.NoChain, TimeStages: true, Offloader: a, Router: a.routing(), Beat: func() { a.beat(w) },
+			Default: pipeline.NoChain, TimeStages: true, Offloader: &offloader{a: a}, Router: a.routing(), Beat: func() { a.beat(w) },
 		}))
 	}
 	pipeline.Link(a.workers)
@@ -228,21 +228,29 @@ func (a *appliance) beat(w int) {
 	}
 }
 
-// Offload implements pipeline.Offloader. Several workers may call it.
-func (a *appliance) Offload(flows []pipeline.ReleasedFlow) {
-	list := make([]bpf.OffloadFlow, len(flows))
-	for i, f := range flows {
-		list[i] = bpf.OffloadFlow{Key: bpfKey(f.Flow), Drop: f.Drop}
+// offloader is the pipeline.Offloader of a worker.
+type offloader struct {
+	a    *appliance
+	list []bpf.OffloadFlow
+}
+
+// Offload implements pipeline.Offloader.
+func (o *offloader) Offload(flows []pipeline.ReleasedFlow) {
+	list := o.list[:0]
+	for _, f := range flows {
+		list = append(list, bpf.OffloadFlow{Key: bpfKey(f.Flow), Drop: f.Drop})
 		if f.Rules != nil {
-			list[i].Rewrite, list[i].ReplyRewrite = f.Rules[pipeline.ToServer], f.Rules[pipeline.ToClient]
+			last := &list[len(list)-1]
+			last.Rewrite, last.ReplyRewrite = f.Rules[pipeline.ToServer], f.Rules[pipeline.ToClient]
 		}
 	}
-	if _, err := a.steerer.Offload(list); err != nil && !a.offloadFailing.Swap(true) {
-		a.log.Error("flows stay in user space", "err", err)
+	if _, err := o.a.steerer.Offload(list); err != nil && !o.a.offloadFailing.Swap(true) {
+		o.a.log.Error("flows stay in user space", "err", err)
 	}
 	for i := range list {
 		flows[i].Taken = list[i].Result == bpf.OffloadTaken
 	}
+	o.list = list
 }
 
 func (a *appliance) attach() error {

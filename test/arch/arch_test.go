@@ -156,7 +156,7 @@ var onlyIn = []struct {
 	{"github.com/gopacket/gopacket", []string{"pcap", "pipeline/pipelinetest"}, "the packet path has its own header views"},
 	{"cel.dev/cel-go", []string{"internal/policy"}, "there is one language for expressions, with one bound on its cost"},
 	{"github.com/asavie/xdp", nil, "it is the yardstick, never the tool"},
-	{"unsafe", []string{"xsk"}, "and there in *_unsafe.go only"},
+	{"unsafe", []string{"xsk", "bpf"}, "and there in *_unsafe.go only"},
 }
 
 func TestImports(t *testing.T) {

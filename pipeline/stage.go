@@ -65,9 +65,16 @@ type Recorder interface {
 	// Enabled reports whether anyone wants events of this kind, so that a
 	// stage can spare itself the work of making them.
 	Enabled(event string) bool
-	// Record hands over an event. fields is encoded as JSON on another
-	// goroutine: it must not change afterwards.
+	// Record hands over an event. fields may be encoded as JSON on another
+	// goroutine: it must not change afterwards, unless it is Borrowed.
 	Record(event string, fields any)
+}
+
+// Borrowed are fields of an event that their stage fills again for the next one.
+// A Recorder encodes them before Record returns, or keeps a copy.
+type Borrowed interface {
+	// Keep returns a copy that does not change.
+	Keep() any
 }
 
 // Env is what a stage instance gets to know of the place it runs in.

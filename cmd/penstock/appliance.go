@@ -46,6 +46,7 @@ type appliance struct {
 	table   *gateTable
 	gate    *gate.Gate
 	record  *record.Recorder
+	lanes   []*record.Lane // of it, by worker
 	ipfix   []*ipfix.Exporter
 	otlp    *otlp.Exporter // nil: none
 	server  *control.Server
@@ -210,6 +211,7 @@ func (a *appliance) buildWorkers() error {
 				infos = append(infos, door.Info())
 			}
 		}
+		a.lanes = append(a.lanes, a.record.Lane())
 		a.workers = append(a.workers, pipeline.NewWorker(pipeline.WorkerOptions{
 			ID: w, Ports: ports, Infos: infos, Pool: a.memory.Arena.Pool(w), Waiter: waiter, Clock: clock, Log: a.log,
 			Default: pipeline.NoChain, TimeStages: true, Offloader: &offloader{a: a}, Router: a.routing(), Beat: func() { a.beat(w) },

@@ -39,30 +39,28 @@ func (a *appliance) startMetrics() error {
 	return nil
 }
 
-// recorder is where stages record events.
-func (a *appliance) recorder() pipeline.Recorder {
+// recorder is where the stages of a worker record events.
+func (a *appliance) recorder(worker int) pipeline.Recorder {
 	if a.otlp == nil {
-		return a.record
+		return a.lanes[worker]
 	}
-	return recorders{a.record, a.otlp}
+	return recorders{a.lanes[worker], a.otlp}
 }
 
-// recorders are several that are told the same.
-type recorders []pipeline.Recorder
+// recorders are those of a worker and a collector that keeps events for a while.
+type recorders struct{ own, keeper pipeline.Recorder }
 
-func (r recorders) Enabled(event string) bool {
-	for _, each := range r {
-		if each.Enabled(event) {
-			return true
-		}
-	}
-	return false
-}
+func (r recorders) Enabled(event string) bool { return r.own.Enabled(event) || r.keeper.Enabled(event) }
 
 func (r recorders) Record(event string, fields any) {
-	for _, each := range r {
-		each.Record(event, fields)
+	r.own.Record(event, fields)
+	if !r.keeper.Enabled(event) {
+		return
 	}
+	if b, ok := fields.(pipeline.Borrowed); ok {
+		fields = b.Keep()
+	}
+	r.keeper.Record(event, fields)
 }
 
 // closeExporters sends what is left. A collector that is not there must not

@@ -22,6 +22,7 @@ type entry struct {
 	time   time.Time
 	event  string
 	fields any
+	line   []byte // of fields that are an Appender, which is not to be asked later
 }
 
 // encoder writes events as lines. Its buffers are reused.
@@ -31,6 +32,7 @@ type encoder struct {
 
 	second int64  // of stamp
 	stamp  []byte // JSON of the last timestamp
+	line   Members
 }
 
 func newEncoder() *encoder {
@@ -43,6 +45,9 @@ func newEncoder() *encoder {
 // appendLine appends the event and a line end to b. On an error b is returned
 // as it was.
 func (e *encoder) appendLine(b []byte, ev entry) (out []byte, err error) {
+	if ev.line != nil {
+		return append(b, ev.line...), nil
+	}
 	start := len(b)
 	defer func() {
 		// A MarshalJSON that panics is a bug in one kind of event. It costs that
@@ -53,10 +58,9 @@ func (e *encoder) appendLine(b []byte, ev entry) (out []byte, err error) {
 	}()
 	if a, ok := ev.fields.(Appender); ok {
 		b = append(append(b, `{"timestamp":`...), e.timestamp(ev.time)...)
-		m := Members(append(b, `,"event_type":`...))
-		m = appendString(m, ev.event)
-		a.AppendMembers(&m)
-		return e.end(m, start, ev)
+		e.line = appendString(append(b, `,"event_type":`...), ev.event)
+		a.AppendMembers(&e.line)
+		return e.end(e.line, start, ev)
 	}
 	stamp, body, err := e.body(ev)
 	if err != nil {

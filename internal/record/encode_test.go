@@ -54,7 +54,7 @@ func TestAppendLine(t *testing.T) {
 		"spaces":        {raw(" { \"a\" : [ 1, 2 ] } "), `,"a":[1,2]}`},
 		"raw ours":      {raw(`{"z":{"b":1},"timestamp":null,"y":[{}],"event_type":{}}`), `,"z":{"b":1},"y":[{}]}`},
 	} {
-		b, err := newEncoder().appendLine([]byte("x"), entry{epoch, "flow", c.fields})
+		b, err := newEncoder().appendLine([]byte("x"), entry{time: epoch, event: "flow", fields: c.fields})
 		if want := "x" + head + c.want + "\n"; err != nil || string(b) != want {
 			t.Errorf("%s: got %q (%v), want %q", name, b, err, want)
 		}
@@ -66,7 +66,7 @@ func TestAppendLine(t *testing.T) {
 
 func TestTimestampReplaces(t *testing.T) {
 	at := Timestamp(time.Unix(1, 2000))
-	b, err := newEncoder().appendLine(nil, entry{epoch, "flow", map[string]any{"timestamp": at, "x": 1}})
+	b, err := newEncoder().appendLine(nil, entry{time: epoch, event: "flow", fields: map[string]any{"timestamp": at, "x": 1}})
 	if want := `{"timestamp":"1970-01-01T00:00:01.000002Z","event_type":"flow","x":1}` + "\n"; err != nil || string(b) != want {
 		t.Errorf("got %s (%v), want %s", b, err, want)
 	}
@@ -92,11 +92,11 @@ func TestAppendLineErrors(t *testing.T) {
 		"panics":  {map[string]any{"x": panics{}}, "panic: a bug"},
 		"long":    {map[string]any{"x": strings.Repeat("x", maxEvent)}, "want at most 1048576 bytes, got 10486"},
 	} {
-		b, err := e.appendLine([]byte("before\n"), entry{epoch, "flow", c.fields})
+		b, err := e.appendLine([]byte("before\n"), entry{time: epoch, event: "flow", fields: c.fields})
 		if err == nil || !strings.Contains(err.Error(), c.want) || string(b) != "before\n" {
 			t.Errorf("%s: got %q and error %v, want %q", name, b, err, c.want)
 		}
-		if b, err := e.appendLine(nil, entry{epoch, "tls", inner{1}}); err != nil || !strings.HasSuffix(string(b), `"tls","a":1}`+"\n") {
+		if b, err := e.appendLine(nil, entry{time: epoch, event: "tls", fields: inner{1}}); err != nil || !strings.HasSuffix(string(b), `"tls","a":1}`+"\n") {
 			t.Errorf("after %s: got %q, %v", name, b, err)
 		}
 	}

@@ -1,10 +1,10 @@
 package record
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"net/netip"
 	"strconv"
-	"unicode/utf8"
 )
 
 // Appender are the fields of an event that come so often that they write
@@ -92,27 +92,66 @@ func (m *Members) Addr(key string, v netip.Addr) {
 // Seconds writes a time of ns nanoseconds in seconds.
 func (m *Members) Seconds(key string, ns int64) {
 	m.key(key)
-	b := *m
+	b, n := *m, uint64(ns)
 	if ns < 0 {
-		b, ns = append(b, '-'), -ns
+		b, n = append(b, '-'), -n
 	}
-	b = strconv.AppendInt(b, ns/1e9, 10)
-	if ns %= 1e9; ns > 0 {
-		b = append(b, '.')
-		for unit := int64(1e8); ns > 0; unit /= 10 {
-			b = append(b, byte('0'+ns/unit))
-			ns %= unit
+	b = strconv.AppendUint(b, n/1e9, 10)
+	if n %= 1e9; n > 0 {
+		var digits [10]byte
+		copy(digits[:], ".000000000")
+		last := 0
+		for i := 9; n > 0; i-- {
+			d := byte(n % 10)
+			n /= 10
+			if digits[i] += d; d != 0 && last == 0 {
+				last = i
+			}
 		}
+		b = append(b, digits[:last+1]...)
 	}
 	*m = b
 }
 
-func appendString(b []byte, s string) []byte {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf {
-			quoted, _ := json.Marshal(s) // a string always encodes
-			return append(b, quoted...)
-		}
+// Written adds members that were written before, at least one of them.
+func (m *Members) Written(members Members) {
+	b := *m
+	if len(b) > 0 && b[len(b)-1] != '{' {
+		b = append(b, ',')
 	}
-	return append(append(append(b, '"'), s...), '"')
+	*m = append(b, members...)
+}
+
+const (
+	ones = 0x0101010101010101
+	high = 0x8080808080808080
+)
+
+// plain reports whether a string of these bytes is its own JSON.
+func plain(b []byte) bool {
+	var odd uint64
+	for ; len(b) >= 8; b = b[8:] {
+		w := binary.LittleEndian.Uint64(b)
+		quote, slash := w^'"'*ones, w^'\\'*ones
+		// The high bit of a byte is set if it is below a space, a quote, a backslash or
+		// no ASCII; of those above one that is, it may be set as well.
+		odd |= w | (w-' '*ones)&^w | (quote-ones)&^quote | (slash-ones)&^slash
+	}
+	for _, c := range b {
+		if c < ' ' || c == '"' || c == '\\' {
+			return false
+		}
+		odd |= uint64(c)
+	}
+	return odd&high == 0
+}
+
+func appendString(b []byte, s string) []byte {
+	b = append(b, '"')
+	start := len(b)
+	if b = append(b, s...); !plain(b[start:]) {
+		quoted, _ := json.Marshal(s) // a string always encodes
+		return append(b[:start-1], quoted...)
+	}
+	return append(b, '"')
 }

@@ -2,7 +2,11 @@ package record
 
 import (
 	"encoding/json"
+	"fmt"
+	"math"
+	"math/big"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 )
@@ -22,7 +26,7 @@ func (w written) AppendMembers(m *Members) {
 }
 
 func TestAppender(t *testing.T) {
-	got, err := newEncoder().appendLine(nil, entry{epoch, "flow", written{`"x"`}})
+	got, err := newEncoder().appendLine(nil, entry{time: epoch, event: "flow", fields: written{`"x"`}})
 	want := `{"timestamp":"2026-03-04T04:06:07.891234Z","event_type":"flow","name":"\"x\"","in":{"n":1,"s":-1.000000001,"t":12,"l":["a","\n"]},"b":true,"i":-5}` + "\n"
 	if err != nil || string(got) != want {
 		t.Errorf("got %s (%v), want %s", got, err, want)
@@ -41,5 +45,52 @@ func TestTimestamps(t *testing.T) {
 			t.Fatalf("got %s, want %s", got, want)
 		}
 		at = at.Add(time.Duration(r.Int64N(int64(300 * time.Millisecond))))
+	}
+}
+
+// TestPlain: every byte, at every place, among others.
+func TestPlain(t *testing.T) {
+	for n := range 20 {
+		for at := range n {
+			for c := range 256 {
+				b := []byte("abcdefghijklmnopqrst"[:n])
+				b[at] = byte(c)
+				want := c >= ' ' && c < 0x80 && c != '"' && c != '\\'
+				if got := plain(b); got != want {
+					t.Fatalf("%q: %v, want %v", b, got, want)
+				}
+				var back string
+				out := appendString([]byte("x"), string(b))
+				if err := json.Unmarshal(out[1:], &back); err != nil || c < 0x80 && back != string(b) {
+					t.Fatalf("%q: got %s, %v", b, out, err)
+				}
+			}
+		}
+	}
+}
+
+// TestSeconds: as the number would be written with all of its digits.
+func TestSeconds(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	times := []int64{0, 1, -1, 10, 1e8, 1e9, -1e9, 1e9 + 1, 123456789, 1234567890123456789, math.MaxInt64, math.MinInt64, math.MinInt64 + 1}
+	for range 5000 {
+		times = append(times, r.Int64()>>r.IntN(63), -r.Int64()>>r.IntN(63))
+	}
+	for _, ns := range times {
+		var m Members
+		m.Seconds("s", ns)
+		sign, abs := "", new(big.Int).SetInt64(ns)
+		if ns < 0 {
+			sign = "-"
+			abs.Neg(abs)
+		}
+		whole, rest := new(big.Int).QuoRem(abs, big.NewInt(1e9), new(big.Int))
+		want := `"s":` + sign + whole.String()
+		if f := strings.TrimRight(fmt.Sprintf("%09d", rest), "0"); f != "" {
+			want += "." + f
+		}
+		if string(m) != want {
+			t.Fatalf("%d: got %s, want %s", ns, m, want)
+		}
 	}
 }

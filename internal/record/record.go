@@ -4,8 +4,11 @@
 // Every sink has a bounded queue and a goroutine of its own. Record never
 // blocks: when a sink cannot follow, events for it are dropped and counted.
 //
+// A worker has a Lane of its own, which costs less: see there.
+//
 // Its one trap: the fields of an event are encoded later, on the sink's
-// goroutine. Whoever records them must not change them afterwards.
+// goroutine. Whoever records them must not change them afterwards, unless they
+// are an Appender, which writes itself at once.
 package record
 
 import (
@@ -156,6 +159,16 @@ func (r *Recorder) RecordAt(at time.Time, event string, fields any) {
 		return
 	}
 	e := entry{time: at, event: event, fields: fields}
+	if _, ok := fields.(Appender); ok {
+		line, err := (&encoder{}).appendLine(nil, e)
+		if err != nil {
+			for _, s := range sinks {
+				s.fail(err)
+			}
+			return
+		}
+		e.fields, e.line = nil, line
+	}
 	for _, s := range sinks {
 		s.offer(e)
 	}

@@ -51,6 +51,11 @@ type sink struct {
 	block bool // offer waits for room
 
 	queue    chan entry
+	lanesMu  sync.Mutex
+	lanes    atomic.Pointer[[]*lane]
+	armed    atomic.Bool   // the bell has been rung since the lanes were emptied
+	bell     chan struct{} // some lane has something
+	hurry    chan struct{} // and one has much
 	reopened chan chan error
 	quit     chan struct{}
 	done     chan struct{}
@@ -67,6 +72,7 @@ type sink struct {
 	enc   *encoder
 	buf   []byte
 	ends  []int         // of the lines in buf
+	todo  []*chunk      // taken from lanes, oldest first
 	pause time.Duration // before the next attempt to open
 }
 
@@ -77,7 +83,7 @@ func newSink(spec Spec, log *slog.Logger, o Options) (*sink, error) {
 	}
 	s := &sink{
 		spec: spec, log: log.With("sink", spec.To), retry: o.Retry, block: o.Wait, enc: newEncoder(),
-		queue: make(chan entry, o.Queue), reopened: make(chan chan error),
+		queue: make(chan entry, o.Queue), bell: make(chan struct{}, 1), hurry: make(chan struct{}, 1), reopened: make(chan chan error),
 		quit: make(chan struct{}), done: make(chan struct{}),
 	}
 	switch scheme {
@@ -164,14 +170,28 @@ func (s *sink) turn() bool {
 		s.flush()
 		return true
 	}
+	if len(s.todo) > 0 {
+		select {
+		case <-s.quit:
+			return false
+		default:
+		}
+		s.load()
+		s.flush()
+		return true
+	}
 	select {
 	case e := <-s.queue:
 		s.encode(e)
 		s.collect()
 		s.linger()
 		s.flush()
+	case <-s.bell:
+		s.linger()
+		s.gather()
+		s.flush()
 	case reply := <-s.reopened:
-		reply <- s.out.open()
+		s.reopenNow(reply)
 	case <-s.quit:
 		return false
 	}
@@ -198,7 +218,7 @@ func (s *sink) wait(pause time.Duration) bool {
 // lingerTime is how long the first event of a batch may wait for others. To be
 // woken for each of them, and to write each of them, costs more than to encode
 // them.
-const lingerTime = 5 * time.Millisecond
+const lingerTime = 20 * time.Millisecond
 
 // linger waits for more events, and collects them.
 func (s *sink) linger() {
@@ -212,14 +232,27 @@ func (s *sink) linger() {
 		case <-t.C:
 			s.collect()
 			return
+		case <-s.hurry:
+			s.collect()
+			return
 		case reply := <-s.reopened:
-			s.flush() // what came before belongs to what was open before
-			reply <- s.out.open()
+			s.reopenNow(reply)
 			return
 		case <-s.quit:
 			return // finish collects the rest
 		}
 	}
+}
+
+// reopenNow opens the output again: what came before belongs to what was open
+// before.
+func (s *sink) reopenNow(reply chan error) {
+	s.flush()
+	for s.gather(); len(s.todo) > 0 && len(s.ends) == 0 && s.out.ready(); {
+		s.load()
+		s.flush()
+	}
+	reply <- s.out.open()
 }
 
 // collect encodes what waits in the queue, up to a batch.
@@ -238,13 +271,24 @@ func (s *sink) encode(e entry) {
 	b, err := s.enc.appendLine(s.buf, e)
 	s.buf = b
 	if err != nil {
-		if s.failed.Add(1) == 1 {
-			s.log.Error("event lost", "error", err)
-		}
-		s.setErr(err)
+		s.lost(err)
 		return
 	}
 	s.ends = append(s.ends, len(b))
+}
+
+// lost counts an accepted event that cannot be encoded.
+func (s *sink) lost(err error) {
+	if s.failed.Add(1) == 1 {
+		s.log.Error("event lost", "error", err)
+	}
+	s.setErr(err)
+}
+
+// fail accepts an event that cannot be encoded.
+func (s *sink) fail(err error) {
+	s.accepted.Add(1)
+	s.lost(err)
 }
 
 // flush writes the batch. What is left of it afterwards is tried again.
@@ -296,11 +340,21 @@ func (s *sink) finish() {
 	for time.Now().Before(s.deadline) && s.out.ready() {
 		s.collect()
 		if len(s.ends) == 0 {
-			break
+			if len(s.todo) == 0 {
+				s.gather()
+			}
+			if len(s.todo) == 0 {
+				break
+			}
+			s.load()
 		}
 		s.flush()
 	}
+	s.gather()
 	left := len(s.ends)
+	for _, c := range s.todo {
+		left += c.events()
+	}
 	for more := true; more; {
 		select {
 		case <-s.queue:

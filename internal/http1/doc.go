@@ -1,5 +1,6 @@
 // Package http1 reads HTTP/1.x messages (RFC 9112): heads, and where bodies end.
-// It keeps nothing and allocates only the strings of a head.
+// It keeps nothing and allocates only the strings of a head, and with Strings not
+// those that come again and again.
 //
 // Its one trap: whatever two parsers may read differently is a fault here, in
 // requests more than in responses. A caller that lets such a request pass cannot
@@ -42,4 +43,14 @@ type Rules struct {
 	RefuseH2C bool // an upgrade to cleartext HTTP/2 is a fault
 	// Field, if set, is shown each field; its arguments are valid during the call.
 	Field func(name, value []byte)
+	// Strings, if set, is where the strings of heads come from.
+	Strings *Strings
+}
+
+// strings returns r's, which may be nil.
+func (r *Rules) strings() *Strings {
+	if r == nil {
+		return nil
+	}
+	return r.Strings
 }

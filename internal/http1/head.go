@@ -2,6 +2,7 @@ package http1
 
 import (
 	"bytes"
+	"encoding/binary"
 	"strings"
 )
 
@@ -60,7 +61,8 @@ func ParseRequest(b []byte, r *Rules) (h Head, bad Fault) {
 	if h.Minor, ok = httpVersion(version); !ok {
 		return h, BadStartLine
 	}
-	h.Method, h.Target = string(method), string(target)
+	keep := r.strings()
+	h.Method, h.Target = keep.get(method), keep.get(target)
 	f, bad := parseFields(rest, &h, r)
 	if bad != FaultNone {
 		return h, bad
@@ -71,20 +73,20 @@ func ParseRequest(b []byte, r *Rules) (h Head, bad Fault) {
 	authority := f.host
 	switch {
 	case h.Method == "CONNECT":
-		authority = h.Target // RFC 9112 3.2.3
+		authority = target // RFC 9112 3.2.3
 	case h.Target[0] != '/' && h.Target != "*":
 		// Absolute form: it overrides Host (RFC 9112 3.2.2).
-		scheme, after, ok := strings.Cut(h.Target, "://")
-		if !ok || !strings.EqualFold(scheme, "http") && !strings.EqualFold(scheme, "https") {
+		scheme, after, ok := bytes.Cut(target, []byte("://"))
+		if !ok || !EqualFold(scheme, "http") && !EqualFold(scheme, "https") {
 			return h, BadStartLine
 		}
 		authority = after
-		if i := strings.IndexAny(after, "/?#"); i >= 0 {
+		if i := bytes.IndexAny(after, "/?#"); i >= 0 {
 			authority = after[:i]
 		}
 	}
-	if authority != "" {
-		if h.Host, ok = NormalHost(authority); !ok {
+	if len(authority) > 0 {
+		if h.Host, ok = keep.host(authority); !ok {
 			return h, BadHost
 		}
 	}
@@ -161,7 +163,7 @@ func ParseResponse(b []byte, method string, r *Rules) (h Head, bad Fault) {
 
 // fields is what the field lines say that matters for framing.
 type fields struct {
-	host                  string
+	host                  []byte
 	hosts, lengths        int
 	chunked               bool
 	badFraming            Fault
@@ -173,23 +175,31 @@ func (f *fields) closes(minor byte) bool { return f.sawClose || minor == 0 && !f
 
 // parseFields reads the field lines, up to and including the empty one.
 func parseFields(b []byte, h *Head, r *Rules) (f fields, bad Fault) {
+	keep := r.strings()
 	for n := 0; ; n++ {
-		line, rest, ok := cutLine(b)
-		if !ok {
+		end := bytes.IndexByte(b, '\n')
+		if end < 1 || b[end-1] != '\r' {
 			return f, BadLine
 		}
-		b = rest
+		line := b[:end-1]
+		b = b[end+1:]
 		if len(line) == 0 {
 			h.Upgrade = f.up && f.connectionUpgrade
 			return f, FaultNone
 		}
-		name, value, ok := bytes.Cut(line, []byte{':'})
+		colon := 0
+		for colon < len(line) && tokenChar[line[colon]] {
+			colon++
+		}
 		// A space before the colon, a folded line or a name that is no token:
 		// parsers differ on all of them (RFC 9112 5.1, 5.2).
-		if !ok || !IsToken(name) || !validValue(value) {
+		if colon == 0 || colon == len(line) || line[colon] != ':' || !validValue(line[colon+1:]) {
+			if bytes.IndexByte(line, '\r') >= 0 {
+				return f, BadLine
+			}
 			return f, BadField
 		}
-		value = bytes.Trim(value, " \t")
+		name, value := line[:colon], trim(line[colon+1:])
 		if r != nil {
 			if r.MaxFields > 0 && n >= r.MaxFields {
 				return f, ManyFields
@@ -206,7 +216,7 @@ func parseFields(b []byte, h *Head, r *Rules) (f fields, bad Fault) {
 		case 4:
 			if EqualFold(name, "host") {
 				f.hosts++
-				f.host = string(value)
+				f.host = value
 			}
 		case 7:
 			if EqualFold(name, "upgrade") {
@@ -215,11 +225,15 @@ func parseFields(b []byte, h *Head, r *Rules) (f fields, bad Fault) {
 			}
 		case 10:
 			if EqualFold(name, "connection") {
+				if EqualFold(value, "keep-alive") { // alone, as it nearly always is
+					f.sawKeep = true
+					continue
+				}
 				f.sawClose = f.sawClose || HasToken(value, "close")
 				f.sawKeep = f.sawKeep || HasToken(value, "keep-alive")
 				f.connectionUpgrade = f.connectionUpgrade || HasToken(value, "upgrade")
 			} else if EqualFold(name, "user-agent") {
-				h.UserAgent = string(value)
+				h.UserAgent = keep.get(value)
 			}
 		case 11:
 			if EqualFold(name, "traceparent") && len(value) == TraceparentLen {
@@ -227,7 +241,7 @@ func parseFields(b []byte, h *Head, r *Rules) (f fields, bad Fault) {
 			}
 		case 12:
 			if EqualFold(name, "content-type") {
-				h.ContentType = string(value)
+				h.ContentType = keep.get(value)
 			}
 		case 14:
 			if EqualFold(name, "content-length") {
@@ -319,12 +333,33 @@ func validTarget(b []byte) bool {
 }
 
 func validValue(b []byte) bool {
+	const ones, high = 0x0101010101010101, 0x8080808080808080
+	for ; len(b) >= 8; b = b[8:] {
+		w := binary.LittleEndian.Uint64(b)
+		del := w ^ 0x7f*ones
+		// Of the bytes up to the first that is below a space or DEL, none has its high bit
+		// set here, and that one has.
+		if ((w-' '*ones)&^w|(del-ones)&^del)&high != 0 {
+			break
+		}
+	}
 	for _, c := range b {
 		if c < ' ' && c != '\t' || c == 0x7f {
 			return false
 		}
 	}
 	return true
+}
+
+// trim takes spaces and tabs off both ends.
+func trim(b []byte) []byte {
+	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t') {
+		b = b[1:]
+	}
+	for n := len(b); n > 0 && (b[n-1] == ' ' || b[n-1] == '\t'); n-- {
+		b = b[:n-1]
+	}
+	return b
 }
 
 // EqualFold compares b, in any case, with what is given in lower case.

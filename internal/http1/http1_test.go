@@ -2,6 +2,7 @@ package http1
 
 import (
 	"bytes"
+	"fmt"
 	"testing"
 )
 
@@ -85,13 +86,55 @@ func FuzzBody(f *testing.F) {
 func FuzzHeads(f *testing.F) {
 	f.Add([]byte("GET / HTTP/1.1\r\nHost: a\r\n\r\n"))
 	f.Add([]byte("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n"))
+	kept := NewStrings()
 	f.Fuzz(func(t *testing.T, in []byte) {
 		if end := HeadEnd(in); end > 0 {
 			h, bad := ParseRequest(in[:end], &Rules{MaxFields: 100})
+			for range 2 {
+				if again, bad2 := ParseRequest(in[:end], &Rules{MaxFields: 100, Strings: kept}); again != h || bad2 != bad {
+					t.Fatalf("%+v, %v with strings that are kept, %+v, %v without", again, bad2, h, bad)
+				}
+			}
 			if bad == FaultNone && (h.Method == "" || h.Target == "" || bytes.ContainsAny([]byte(h.Target), " \r\n")) {
 				t.Fatalf("%+v", h)
 			}
 			ParseResponse(in[:end], "GET", nil)
 		}
 	})
+}
+
+// TestValues: bytes that a field may not have are found at every place.
+func TestValues(t *testing.T) {
+	for n := range 20 {
+		for at := range n {
+			for c := range 256 {
+				b := []byte("abcdefghijk\xff\x80\x20opqrst"[:n])
+				b[at] = byte(c)
+				if got, want := validValue(b), c == '\t' || c >= ' ' && c != 0x7f; got != want {
+					t.Fatalf("%q: %v", b, got)
+				}
+			}
+		}
+	}
+}
+
+// TestStrings: strings that are kept are those that were written, and the second
+// time they cost nothing.
+func TestStrings(t *testing.T) {
+	r := &Rules{Strings: NewStrings()}
+	for i := range 2000 {
+		head := fmt.Appendf(nil, "M%d /%d HTTP/1.1\r\nHost: H%d.example:80\r\nUser-Agent: a%d\r\n\r\n", i%3, i, i%700, i%5)
+		h, bad := ParseRequest(head, r)
+		if want, _ := ParseRequest(head, nil); bad != FaultNone || h != want {
+			t.Fatalf("%+v, %v, want %+v", h, bad, want)
+		}
+	}
+	head := []byte("PUT /a/b HTTP/1.1\r\nHost: WWW.example:80\r\nUser-Agent: a\r\nContent-Type: text/plain\r\nConnection: keep-alive\r\n\r\n")
+	if got := testing.AllocsPerRun(100, func() {
+		if _, bad := ParseRequest(head, r); bad != FaultNone {
+			t.Fatal(bad)
+		}
+	}); got != 0 {
+		t.Errorf("a head that came before costs %v allocations", got)
+	}
 }

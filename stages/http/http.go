@@ -13,6 +13,7 @@ import (
 
 	"penstock/internal/http1"
 	rules "penstock/internal/policy"
+	"penstock/internal/record"
 	"penstock/pipeline"
 )
 
@@ -43,7 +44,11 @@ type stage struct {
 	holds         bool // bytes of a request wait until it is judged
 	policy        *policy
 	rules         *rules.Judge[facts] // nil: none
-	recorder      pipeline.Recorder
+	logs          bool
+	request       request     // the one that is being judged
+	facts         facts       // of it, for rules
+	event         event       // the one that is being recorded
+	spare         []*exchange // for the next requests
 	requests      *pipeline.Counter
 	responses     *pipeline.Counter
 	denied        *pipeline.Counter
@@ -58,7 +63,7 @@ type stage struct {
 }
 
 func newStage(c Config, env *pipeline.Env) (*stage, error) {
-	s := &stage{cfg: c, env: env, enforce: c.enforces(), policy: newPolicy(&c), recorder: env.Recorder}
+	s := &stage{cfg: c, env: env, enforce: c.enforces(), policy: newPolicy(&c), logs: c.Log && env.Recorder.Enabled("http")}
 	var err error
 	if s.rules, err = rules.Load(env, ruleVars(&c), c.Rules, c.sets); err != nil {
 		return nil, err
@@ -97,14 +102,15 @@ type stream struct {
 
 	req     message
 	resp    message
-	pending []*exchange // requests without a final response, oldest first
-	current *exchange   // the request whose body is passing
-	seen    bool        // a request has been understood
-	waiting bool        // for the response to CONNECT or Upgrade
-	lost    bool        // responses cannot be followed any more
-	raw     bool        // another protocol, or let go of
-	chosen  bool        // the client's first bytes have told which HTTP it is
-	two     *http2      // HTTP/2; nil: HTTP/1.x
+	pending []*exchange    // requests without a final response, oldest first
+	current *exchange      // the request whose body is passing
+	seen    bool           // a request has been understood
+	waiting bool           // for the response to CONNECT or Upgrade
+	lost    bool           // responses cannot be followed any more
+	raw     bool           // another protocol, or let go of
+	chosen  bool           // the client's first bytes have told which HTTP it is
+	two     *http2         // HTTP/2; nil: HTTP/1.x
+	ends    record.Members // what records say of the connection; empty: not needed yet
 }
 
 // message is where one direction stands.
@@ -161,9 +167,10 @@ func (c *stream) Close(now int64) {
 			c.s.unanswered.Add(1)
 		}
 		e.end = now
-		c.s.log(c.conn, e)
+		c.s.log(c, e)
+		c.s.putExchange(e)
 	}
-	c.pending = nil
+	c.pending, c.current = nil, nil
 	if c.two != nil {
 		c.two.close(c, now)
 	}
@@ -215,19 +222,21 @@ func (c *stream) requestData(b []byte, now int64) (pass int, v pipeline.StreamVe
 			}
 			c.pending = c.pending[:0] // nothing will ever answer them
 		}
-		h, why := c.s.policy.parse(rest[:end])
+		h := &c.s.request
+		why := c.s.policy.parse(rest[:end], h)
 		if why != pipeline.ReasonNone {
 			return c.badRequest(b, pass, &exchange{start: now, method: h.Method, target: h.Target, host: h.Host, minor: h.Minor, userAgent: h.UserAgent, traceparent: h.Traceparent}, why, now)
 		}
 		c.seen = true
 		c.s.requests.Add(1)
 		c.s.hosts.Observe(h.Host)
-		e := &exchange{start: now, method: h.Method, target: h.Target, host: h.Host, minor: h.Minor, userAgent: h.UserAgent, traceparent: h.Traceparent,
-			upgrade: h.Upgrade, requestBytes: uint64(end), length: -1}
+		e := c.s.newExchange()
+		e.start, e.minor, e.upgrade, e.requestBytes, e.length = now, h.Minor, h.Upgrade, uint64(end), -1
+		e.method, e.target, e.host, e.userAgent, e.traceparent = h.Method, h.Target, h.Host, h.UserAgent, h.Traceparent
 		if e.h2c = h.Upgrade && h.H2C && c.s.cfg.HTTP2; e.h2c {
 			e.settings = h.HTTP2Settings
 		}
-		if why := c.judge(&h, e); why != pipeline.ReasonNone {
+		if why := c.judge(h, e); why != pipeline.ReasonNone {
 			if !byPolicy(why) && !c.s.enforce {
 				return c.badRequest(b, pass, e, why, now)
 			}
@@ -321,7 +330,7 @@ func (c *stream) responseData(b []byte, now int64) (pass int) {
 			}
 			return pass // the rest of the head is to come; it is short
 		}
-		h, bad := http1.ParseResponse(rest[:end], e.method, nil)
+		h, bad := http1.ParseResponse(rest[:end], e.method, &c.s.policy.responses)
 		if bad != http1.FaultNone {
 			c.lose()
 			break
@@ -361,10 +370,39 @@ func (c *stream) responseData(b []byte, now int64) (pass int) {
 func (c *stream) finish(now int64) {
 	e := c.pending[0]
 	e.end = now
-	c.s.log(c.conn, e)
-	c.pending[0] = nil
-	c.pending = c.pending[1:]
+	c.s.log(c, e)
+	n := copy(c.pending, c.pending[1:])
+	c.pending[n] = nil
+	c.pending = c.pending[:n]
 	c.resp.inBody = false
+	if c.current == e {
+		if c.req.inBody {
+			return // the rest of the request is counted in it
+		}
+		c.current = nil
+	}
+	c.s.putExchange(e)
+}
+
+// spareExchanges bounds how many are kept.
+const spareExchanges = 1024
+
+func (s *stage) newExchange() *exchange {
+	n := len(s.spare)
+	if n == 0 {
+		return &exchange{}
+	}
+	e := s.spare[n-1]
+	s.spare = s.spare[:n-1]
+	return e
+}
+
+// putExchange takes back an exchange that nothing points to any more.
+func (s *stage) putExchange(e *exchange) {
+	if len(s.spare) < spareExchanges {
+		*e = exchange{}
+		s.spare = append(s.spare, e)
+	}
 }
 
 // lose gives up on the responses: requests are judged as before, and recorded

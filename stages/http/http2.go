@@ -323,7 +323,7 @@ func (c *stream) responseEnd(e *exchange, now int64) {
 
 // settle records an exchange that is over.
 func (c *stream) settle(e *exchange) {
-	c.s.log(c.conn, e)
+	c.s.log(c, e)
 	c.two.kept -= e.kept()
 	delete(c.two.streams, e.stream)
 }

@@ -4,14 +4,17 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	stdhttp "net/http"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 
+	"penstock/internal/record"
 	"penstock/pipeline"
 )
 
@@ -23,6 +26,12 @@ func (r *recorder) Record(_ string, fields any) {
 	b, err := json.Marshal(fields)
 	if err != nil {
 		panic(err)
+	}
+	m := record.Members("{")
+	fields.(record.Appender).AppendMembers(&m)
+	var want, got any
+	if err := errors.Join(json.Unmarshal(b, &want), json.Unmarshal(append(m, '}'), &got)); err != nil || !reflect.DeepEqual(got, want) {
+		panic(fmt.Sprintf("an event writes itself as %s, want %s (%v)", m, b, err))
 	}
 	r.lines = append(r.lines, string(b))
 }
@@ -584,5 +593,58 @@ func TestTraceparent(t *testing.T) {
 				t.Errorf("%q, HTTP/2 %v: recorded is %q", value, two, got)
 			}
 		}
+	}
+}
+
+// keepAlive returns a function that plays a request and its response over a
+// connection that is recorded in a file.
+func keepAlive(t testing.TB) func() {
+	r, err := record.Open([]record.Spec{{To: "file:/dev/null", Events: []string{"http"}}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Close() })
+	c := defaults()
+	c.DenyHosts, c.DenyMethods = []string{"*.ads.example"}, []string{"TRACE"}
+	s, err := newStage(c, &pipeline.Env{Chain: "web", Recorder: r.Lane(), Counters: &pipeline.CounterSet{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := s.Open(&pipeline.Conn{
+		ID: 7, Client: netip.MustParseAddrPort("10.0.0.1:40000"), Server: netip.MustParseAddrPort("10.0.0.2:80"), Start: 1, Depth: pipeline.DepthInspect,
+	})
+	request := []byte("GET /index.html HTTP/1.1\r\nHost: www.example.com\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\nAccept: */*\r\n\r\n")
+	response := []byte("HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Sat, 03 Jan 2026 03:04:05 GMT\r\nContent-Type: text/plain\r\nContent-Length: 128\r\nConnection: keep-alive\r\n\r\n" + strings.Repeat("x", 128))
+	now := int64(1)
+	return func() {
+		now += 1e6
+		if n, v := st.Data(pipeline.ToServer, request, now); n != len(request) || v.Action != pipeline.StreamContinue {
+			t.Fatal(n, v)
+		}
+		if n, v := st.Data(pipeline.ToClient, response, now+1e5); n != len(response) || v.Action != pipeline.StreamContinue {
+			t.Fatal(n, v)
+		}
+	}
+}
+
+// TestNoAllocations: a kept connection costs none for its requests, records
+// included.
+func TestNoAllocations(t *testing.T) {
+	play := keepAlive(t)
+	// The sink's own are counted as well, a few for thousands of records.
+	if got := testing.AllocsPerRun(20, func() {
+		for range 1000 {
+			play()
+		}
+	}); got > 200 {
+		t.Errorf("1000 requests cost %v allocations", got)
+	}
+}
+
+func BenchmarkRecorded(b *testing.B) {
+	play := keepAlive(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		play()
 	}
 }

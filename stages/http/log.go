@@ -60,6 +60,8 @@ type event struct {
 	Rules    []string   `json:"rules,omitempty"`  // that applied
 	Unseen   string     `json:"unseen,omitempty"` // why the record ends before the exchange does
 	HTTP     httpRecord `json:"http"`
+
+	ends record.Members // what appendEnds writes, if it has been written before
 }
 
 type httpRecord struct {
@@ -94,11 +96,12 @@ type grpcRecord struct {
 	Status  *int   `json:"status,omitempty"` // absent: it has not ended
 }
 
-func (s *stage) log(c *pipeline.Conn, e *exchange) {
-	if !s.cfg.Log || !s.recorder.Enabled("http") {
+func (s *stage) log(st *stream, e *exchange) {
+	if !s.logs {
 		return
 	}
-	ev := &event{
+	c, ev := st.conn, &s.event
+	*ev = event{
 		FlowID: c.ID, SrcIP: c.Client.Addr(), SrcPort: c.Client.Port(),
 		DestIP: c.Server.Addr(), DestPort: c.Server.Port(), Proto: "TCP", Chain: s.env.Chain, Action: "allowed", Rules: e.rules,
 		HTTP: httpRecord{
@@ -106,6 +109,10 @@ func (s *stage) log(c *pipeline.Conn, e *exchange) {
 			RequestBytes: e.requestBytes, Length: e.responseBytes, Duration: seconds(e.end - e.start), ConnectionAge: seconds(e.start - c.Start),
 		},
 	}
+	if len(st.ends) == 0 {
+		ev.appendEnds(&st.ends)
+	}
+	ev.ends = st.ends
 	if e.stream > 0 {
 		ev.HTTP.Protocol = "HTTP/2"
 		ev.HTTP.HTTP2 = &http2Record{Stream: e.stream, Push: e.push, Reset: e.reset}
@@ -127,7 +134,8 @@ func (s *stage) log(c *pipeline.Conn, e *exchange) {
 		i := strings.LastIndexByte(path, '/')
 		ev.HTTP.GRPC = &grpcRecord{Service: path[:max(i, 0)], Method: path[i+1:]}
 		if e.grpcEnded {
-			ev.HTTP.GRPC.Status = &e.grpcStatus
+			status := e.grpcStatus
+			ev.HTTP.GRPC.Status = &status
 		}
 	}
 	if e.denied != pipeline.ReasonNone {
@@ -136,18 +144,26 @@ func (s *stage) log(c *pipeline.Conn, e *exchange) {
 	if e.lost != pipeline.ReasonNone {
 		ev.Unseen = e.lost.String()
 	}
-	s.recorder.Record("http", ev)
+	s.env.Recorder.Record("http", ev)
+}
+
+var _ pipeline.Borrowed = (*event)(nil)
+
+// Keep implements pipeline.Borrowed: the stage has one event, which it fills again
+// and again.
+func (e *event) Keep() any {
+	kept := *e
+	kept.ends = nil
+	return &kept
 }
 
 // AppendMembers implements record.Appender.
 func (e *event) AppendMembers(m *record.Members) {
-	m.Uint("flow_id", e.FlowID)
-	m.Addr("src_ip", e.SrcIP)
-	m.Uint("src_port", uint64(e.SrcPort))
-	m.Addr("dest_ip", e.DestIP)
-	m.Uint("dest_port", uint64(e.DestPort))
-	m.String("proto", e.Proto)
-	m.String("chain", e.Chain)
+	if len(e.ends) > 0 {
+		m.Written(e.ends)
+	} else {
+		e.appendEnds(m)
+	}
 	m.String("action", e.Action)
 	m.Some("reason", e.Reason)
 	if len(e.Rules) > 0 {
@@ -193,6 +209,17 @@ func (e *event) AppendMembers(m *record.Members) {
 		m.Close()
 	}
 	m.Close()
+}
+
+// appendEnds writes what is the same for all requests of a connection.
+func (e *event) appendEnds(m *record.Members) {
+	m.Uint("flow_id", e.FlowID)
+	m.Addr("src_ip", e.SrcIP)
+	m.Uint("src_port", uint64(e.SrcPort))
+	m.Addr("dest_ip", e.DestIP)
+	m.Uint("dest_port", uint64(e.DestPort))
+	m.String("proto", e.Proto)
+	m.String("chain", e.Chain)
 }
 
 // seconds are nanoseconds that are written as seconds.

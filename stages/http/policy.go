@@ -17,7 +17,8 @@ type policy struct {
 	denyMethods, allowMethods []string
 	denyPaths, allowPaths     []string
 	fields                    []fieldRule
-	rules                     http1.Rules
+	rules                     http1.Rules // for requests
+	responses                 http1.Rules
 	denied                    bool      // of the head that is being parsed: a rule refuses a header
 	kept                      fieldList // of that head, if rules want headers
 }
@@ -38,8 +39,9 @@ type fieldRule struct {
 func newPolicy(c *Config) *policy {
 	p := &policy{
 		denyHosts: hostname.NewSet(c.DenyHosts), denyMethods: c.DenyMethods, allowMethods: c.AllowMethods,
-		denyPaths: c.DenyPaths, allowPaths: c.AllowPaths, rules: http1.Rules{MaxFields: c.MaxHeaders, RefuseH2C: c.enforces() && !c.HTTP2},
+		denyPaths: c.DenyPaths, allowPaths: c.AllowPaths, rules: http1.Rules{MaxFields: c.MaxHeaders, RefuseH2C: c.enforces() && !c.HTTP2, Strings: http1.NewStrings()},
 	}
+	p.responses.Strings = p.rules.Strings
 	if len(c.AllowHosts) > 0 {
 		p.allowHosts = hostname.NewSet(c.AllowHosts)
 	}
@@ -52,12 +54,14 @@ func newPolicy(c *Config) *policy {
 	return p
 }
 
-// parse reads a complete request head. A reason other than ReasonNone says why
-// it is refused.
-func (p *policy) parse(b []byte) (request, pipeline.Reason) {
+// parse reads a complete request head into h. A reason other than ReasonNone says
+// why it is refused.
+func (p *policy) parse(b []byte, h *request) pipeline.Reason {
 	p.denied, p.kept = false, p.kept[:0]
-	h, bad := http1.ParseRequest(b, &p.rules)
-	return request{h, p.denied, p.kept}, faultReasons[bad]
+	var bad http1.Fault
+	h.Head, bad = http1.ParseRequest(b, &p.rules)
+	h.fieldDenied, h.fields = p.denied, p.kept
+	return faultReasons[bad]
 }
 
 // keepFields makes parse keep the headers.

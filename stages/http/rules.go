@@ -43,7 +43,8 @@ func (c *stream) judge(h *request, e *exchange) pipeline.Reason {
 	if why != pipeline.ReasonNone || c.s.rules == nil {
 		return why
 	}
-	f := facts{env: c.s.env, conn: c.conn, req: h}
+	f := &c.s.facts
+	*f = facts{env: c.s.env, conn: c.conn, req: h}
 	if c.s.rules.Uses("http.path") && h.Method != "CONNECT" && h.Target != "*" {
 		path, ok := normalPath(h.Target)
 		if !ok && rules.Refuse(c.s.cfg.Rules) {
@@ -51,7 +52,7 @@ func (c *stream) judge(h *request, e *exchange) pipeline.Reason {
 		}
 		f.path = path
 	}
-	v := c.s.rules.Judge(&f)
+	v := c.s.rules.Judge(f)
 	e.rules = v.Rules
 	switch {
 	case v.Failed:

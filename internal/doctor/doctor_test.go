@@ -74,6 +74,15 @@ func TestChecks(t *testing.T) {
 		{"i40e", func(_ *Facts, i *Interface) { i.Driver = "i40e" }, "driver", Wrong, "4 channels for 8 processors", "ethtool -L eth1 combined 8"},
 		{"zero-copy", func(_ *Facts, i *Interface) { i.XDPFeatures, i.Port.ZeroCopy = features(bpf.FeatureNative), "on" }, "zero_copy", Wrong, "has no zero-copy", `zero_copy = "auto"`},
 		{"spare queue pairs", func(_ *Facts, i *Interface) { i.Driver, i.Port.ZeroCopy = "virtio_net", "on" }, "zero_copy", Wrong, "16 queue pairs and uses 4", "as many queue pairs"},
+		{"header in memory", func(f *Facts, i *Interface) {
+			i.Driver, i.Port.ZeroCopy, f.TxHeader = "virtio_net", "on", &TxHeader{Address: 0x4020d690, Known: true, InMemory: true}
+		}, "tx_header", Wrong, "(0x4020d690), where others keep their data", `zero_copy = "auto"`},
+		{"header anywhere", func(f *Facts, i *Interface) {
+			i.Driver, i.Port.ZeroCopy, f.TxHeader = "virtio_net", "on", &TxHeader{}
+		}, "tx_header", Wrong, "wrong address: whether", "built in"},
+		{"header nowhere", func(f *Facts, i *Interface) {
+			i.Driver, i.Port.ZeroCopy, f.TxHeader = "virtio_net", "on", &TxHeader{Address: 0x4020d690, Known: true}
+		}, "tx_header", Warning, "no memory", "built in"},
 		{"LRO", func(_ *Facts, i *Interface) { i.Offloads["rx-lro"] = true }, "offloads", Wrong, "LRO", "ethtool -K eth1 lro off"},
 		{"GRO_HW", func(_ *Facts, i *Interface) { i.Offloads["rx-gro-hw"], i.Fixed["rx-gro-hw"] = true, true }, "offloads", Wrong, "cannot be turned off here", "host"},
 		{"VLAN", func(_ *Facts, i *Interface) { i.Offloads["rx-vlan-hw-parse"] = true }, "offloads", Wrong, "VLAN tags", "ethtool -K eth1 rxvlan off"},
@@ -187,5 +196,34 @@ func TestFixIsSafe(t *testing.T) {
 	}
 	if err := Fix(Finding{Check: "x", Mend: "false and more", Safe: true}); err == nil || !strings.Contains(err.Error(), `run "false and more": `) {
 		t.Error(err)
+	}
+}
+
+// TestTxHeader reads where the device of virtio_net finds its headers, as kernels
+// tell it.
+func TestTxHeader(t *testing.T) {
+	const memory = "00001000-0009fbff : System RAM\n00100000-7ffdffff : System RAM\n  01000000-021d3f8f : Kernel code\n  02200000-02ffffff : Kernel data\n80000000-febfffff : PCI Bus 0000:00\n"
+	const text = "0000000000000000 A fixed_percpu_data\nffffffff81000000 T _text\n"
+	for _, c := range []struct {
+		name, symbols, memory string
+		want                  *TxHeader
+	}{
+		// 7.3.4 of Debian with nokaslr and 2 GiB, where what the device reads was seen
+		// from outside: the name of a kernel function.
+		{"in memory", text + "ffffffffc020d690 b xsk_hdr\t[virtio_net]\n", memory, &TxHeader{Address: 0x4020d690, Known: true, InMemory: true}},
+		{"its end in memory", text + "ffffffff800ffff0 b xsk_hdr\t[virtio_net]\n", memory, &TxHeader{Address: 0x000ffff0, Known: true, InMemory: true}},
+		{"behind it", text + "ffffffffc020d690 b xsk_hdr\t[virtio_net]\n", strings.Replace(memory, "7ffdffff", "3ffdffff", 1), &TxHeader{Address: 0x4020d690, Known: true}},
+		{"image moved", "ffffffffa5000000 T _text\nffffffffc0107690 b xsk_hdr\t[virtio_net]\n", strings.Replace(memory, "01000000", "08c00000", 1), &TxHeader{Address: 0x23d07690, Known: true, InMemory: true}},
+		{"no such variable", text + "ffffffffc020d600 d napi_weight\t[virtio_net]\n", memory, nil},
+		{"that of another", text + "ffffffffc020d690 b xsk_hdr\t[other]\nffffffffc020d600 d napi_weight\t[virtio_net]\n", memory, nil},
+		{"functions only", text + "ffffffffc0200000 t virtnet_poll\t[virtio_net]\n", memory, &TxHeader{}},
+		{"symbols hidden", "0000000000000000 T _text\n0000000000000000 b xsk_hdr\t[virtio_net]\n", memory, &TxHeader{}},
+		{"memory hidden", text + "ffffffffc020d690 b xsk_hdr\t[virtio_net]\n", "00000000-00000000 : System RAM\n  00000000-00000000 : Kernel code\n", &TxHeader{}},
+		{"nothing", "", "", &TxHeader{}},
+	} {
+		got := findTxHeader(strings.NewReader(c.symbols), strings.NewReader(c.memory))
+		if (got == nil) != (c.want == nil) || got != nil && *got != *c.want {
+			t.Errorf("%s: got %+v, want %+v", c.name, got, c.want)
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -44,6 +45,7 @@ type Facts struct {
 	Forwarding   map[string]map[string]bool
 	RPFilter     map[string]int // by interface, "all" included
 	Redirects    map[string]bool
+	TxHeader     *TxHeader // nil: no interface needs it, or it is where it belongs
 	Interfaces   []*Interface
 	Names        []string // of all interfaces
 }
@@ -84,6 +86,9 @@ func look(s Subject) *Facts {
 	f.Names = interfaceNames()
 	for _, p := range s.Ports {
 		f.Interfaces = append(f.Interfaces, lookAt(p))
+	}
+	if slices.ContainsFunc(f.Interfaces, readsTxHeader) {
+		f.TxHeader = lookAtTxHeader()
 	}
 	return f
 }

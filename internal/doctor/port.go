@@ -56,6 +56,7 @@ var portChecks = []check{
 	})},
 	{name: "driver", why: "without native XDP packets go through the kernel's stack first, several times slower", run: eachThere(driver)},
 	{name: "zero_copy", why: "without zero-copy the kernel copies each packet that goes to user space", run: eachThere(zeroCopy)},
+	{name: "tx_header", why: "what the host cannot make sense of is lost, and the driver says that it was sent", start: true, run: eachThere(txHeader)},
 	{name: "redirect", why: "frames that XDP redirects to an interface that takes none are lost without a trace", run: eachThere(func(f *Facts, r *report, i *Interface) {
 		// Other drivers take frames only while they run a program.
 		if i.XDPFeatures == nil || i.Kind != "veth" && f.Running == 0 {

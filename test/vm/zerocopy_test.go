@@ -77,15 +77,18 @@ const (
 func TestZeroCopy(t *testing.T) {
 	for _, c := range []struct {
 		name, port, extra string
-		queues            int
+		queues, memory    int
 	}{
-		{"zero-copy", zeroCopy, "", 1},
-		{"zero-copy two queues", zeroCopy, "", 2},
-		{"copy", withCopy, "", 1},
-		{"generic", generic, noOffloads, 1},
+		{"zero-copy", zeroCopy, "", 1, lowMemory},
+		{"zero-copy two queues", zeroCopy, "", 2, lowMemory},
+		{"copy", withCopy, "", 1, 2 * lowMemory},
+		{"generic", generic, noOffloads, 1, lowMemory},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			g := gateway(t, c.queues, c.port, c.extra)
+			g := gateway(t, c.queues, c.memory, c.port, c.extra)
+			if c.memory > lowMemory {
+				g.refused()
+			}
 			d := g.run("closed")
 			g.transfer("bypass", firstPort-1)
 			for i, chain := range chains {
@@ -102,7 +105,7 @@ func TestZeroCopy(t *testing.T) {
 // TestZeroCopyFaults does to interfaces and process what an operator, or a crash,
 // does while sockets are in zero-copy mode.
 func TestZeroCopyFaults(t *testing.T) {
-	g := gateway(t, 2, zeroCopy, "")
+	g := gateway(t, 2, lowMemory, zeroCopy, "")
 	d := g.run("open")
 	g.everything("before", d)
 	g.set("eth0", "down")
@@ -136,6 +139,19 @@ func TestZeroCopyFaults(t *testing.T) {
 	d.stop()
 }
 
+// refused sees that the appliance does not start in zero-copy mode where the device
+// would read the headers of what is sent out of memory of somebody else (see
+// lowMemory), and says so.
+func (g *rig) refused() {
+	g.t.Helper()
+	g.m.write("/run/vm.toml", config(zeroCopy, "closed"))
+	out, err := g.m.try(time.Minute, request{Args: []string{"/penstock", "run", "/run/vm.toml"}})
+	if err == nil || !strings.Contains(out, "virtio_net is a module here") || !strings.Contains(out, "where others keep their data") || !strings.Contains(out, `mend: zero_copy = "auto"`) {
+		g.t.Fatalf("in zero-copy mode the appliance says %v\n%s", err, out)
+	}
+	g.t.Logf("zero_copy = \"on\" with %d MiB: %s", 2*lowMemory, out)
+}
+
 // rig is a machine with the appliance's binary between two hosts.
 type rig struct {
 	t              *testing.T
@@ -146,7 +162,7 @@ type rig struct {
 	queues         int
 }
 
-func gateway(t *testing.T, queues int, port, extra string) *rig {
+func gateway(t *testing.T, queues, memory int, port, extra string) *rig {
 	t.Helper()
 	need(t, "qemu")
 	dir := t.TempDir()
@@ -158,7 +174,7 @@ func gateway(t *testing.T, queues int, port, extra string) *rig {
 	g.client, lan = host(t, l, "client", "02:00:00:00:4d:11", netip.MustParsePrefix("10.77.0.1/24"), queues)
 	g.server, wan = host(t, l, "server", "02:00:00:00:4d:12", netip.MustParsePrefix("10.77.0.2/24"), queues)
 	lan.extra, wan.extra = extra, extra
-	g.m = boot(t, options{kernel: "newest", files: map[string]string{"init": init, "penstock": binary}, nics: []nic{lan, wan}, cpus: 2})
+	g.m = boot(t, options{kernel: "newest", files: map[string]string{"init": init, "penstock": binary}, nics: []nic{lan, wan}, cpus: 2, memory: memory})
 	for _, name := range []string{"eth0", "eth1"} {
 		g.set(name, "up")
 		g.set(name, "queues", fmt.Sprint(queues))

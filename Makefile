@@ -12,7 +12,7 @@ DESTDIR ?=
 SYSCONFDIR ?= /etc
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0)
 
-.PHONY: help build release demo test test-vm check unit race bench fuzz generate docs page packages install deb deb-test clean
+.PHONY: help build release demo test test-vm check unit race bench fuzz generate docs page packages install install-data deb deb-test clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,13 +20,16 @@ help: ## list the targets
 build: ## build bin/penstock
 	$(GO) build -trimpath -o bin/penstock ./cmd/penstock
 
-install: release ## install below PREFIX (/usr/local), DESTDIR before it: binary, unit, configurations, documents, manual pages, completion
+install: release install-data ## install below PREFIX (/usr/local), DESTDIR before it: binary, unit, configurations, documents, dashboard and alerts, manual pages, completion
 	install -D -m 0755 bin/release/penstock $(DESTDIR)$(PREFIX)/bin/penstock
+
+install-data: # all but the binary
 	install -D -m 0755 dist/prepare $(DESTDIR)$(PREFIX)/lib/penstock/prepare
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(SYSCONFDIR)/penstock $(DESTDIR)$(PREFIX)/share/doc/penstock
 	sed 's#/usr/bin/penstock#$(PREFIX)/bin/penstock#; s#/usr/lib/penstock#$(PREFIX)/lib/penstock#' 'dist/penstock@.service' >'$(DESTDIR)$(PREFIX)/lib/systemd/system/penstock@.service'
 	for f in configs/*.toml; do t=$(DESTDIR)$(SYSCONFDIR)/penstock/$${f##*/}; [ -e $$t ] || install -m 0644 $$f $$t; done
 	install -m 0644 CHANGELOG.md LICENSE docs/*.md docs/*.svg docs/*.png $(DESTDIR)$(PREFIX)/share/doc/penstock
+	for f in prometheus/penstock.rules.yml grafana/penstock.json; do install -D -m 0644 dist/$$f $(DESTDIR)$(PREFIX)/share/penstock/$$f; done
 	for f in $(wildcard dist/man/*.[1-9]); do install -D -m 0644 $$f $(DESTDIR)$(PREFIX)/share/man/man$${f##*.}/$${f##*/}; done
 	for f in $(wildcard dist/completion/penstock); do install -D -m 0644 $$f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/penstock; done
 

@@ -4,9 +4,40 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
+
+// TestInstalled: what the documents say of installed files is there.
+func TestInstalled(t *testing.T) {
+	root := t.TempDir()
+	cmd := exec.Command("make", "install-data", "DESTDIR="+root, "PREFIX=/usr")
+	cmd.Dir = "../.."
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("make install-data: %v: %s", err, out)
+	}
+	path := regexp.MustCompile("/(?:usr|etc)/[A-Za-z0-9_./@*-]*penstock[A-Za-z0-9_./@*-]*")
+	n := 0
+	for _, page := range []string{"install.md", "observe.md"} {
+		text, err := os.ReadFile("../../docs/" + page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range path.FindAllString(string(text), -1) {
+			if p == "/usr/bin/penstock" || strings.HasPrefix(p, "/etc/penstock/edge.toml") || strings.Contains(p, "NAME") {
+				continue // built by another target; made by who reads
+			}
+			n++
+			if found, err := filepath.Glob(root + p); err != nil || len(found) == 0 {
+				t.Errorf("docs/%s: %s is not installed (%v)", page, p, err)
+			}
+		}
+	}
+	if n < 8 {
+		t.Errorf("%d paths found in the documents", n)
+	}
+}
 
 // TestUnit: systemd understands the unit file, and it grants the capabilities that
 // the documents name.

@@ -55,6 +55,7 @@ func runCommand(args []string) error {
 	}
 	log.Info("appliance runs", "name", cfg.Appliance.Name, "config", cfg.File, "workers", len(a.workers), "control", cfg.Appliance.Control)
 
+	a.dropPrivileges()
 	service := startService(a)
 	defer service.close()
 	for {

@@ -124,6 +124,7 @@ var allowed = map[string][]string{
 	"internal/lab":                 {},
 	"internal/notify":              {},
 	"internal/packetring":          {"pipeline"},
+	"internal/privilege":           {},
 	"internal/tap":                 {"internal/flowtab", "internal/packetring", "internal/wire", "pcap", "pipeline"},
 	"internal/watchdog":            {},
 	"internal/route":               {"pipeline", "internal/wire"},
@@ -131,7 +132,7 @@ var allowed = map[string][]string{
 	"internal/lab/traffic":         {"internal/lab"},
 	"cmd/penstock": {
 		"pipeline", "pipeline/afxdp", "pipeline/fault", "xsk", "bpf", "pcap", "pcap/closedloop", "stages", "configs", "internal/config", "internal/control", "internal/doctor", "internal/gate",
-		"internal/record", "internal/ipfix", "internal/otlp", "internal/route", "internal/lab", "internal/lab/traffic", "internal/notify", "internal/tap", "internal/units", "internal/watchdog", "internal/wire",
+		"internal/record", "internal/ipfix", "internal/otlp", "internal/route", "internal/lab", "internal/lab/traffic", "internal/notify", "internal/privilege", "internal/tap", "internal/units", "internal/watchdog", "internal/wire",
 	},
 	"docs/gen":      {"bpf", "internal/control", "pipeline", "stages"},
 	"dist":          {},
@@ -155,6 +156,7 @@ var onlyIn = []struct {
 	{"go.opentelemetry.io", []string{"internal/otlp"}, "one package speaks OTLP"},
 	{"github.com/gopacket/gopacket", []string{"pcap", "pipeline/pipelinetest"}, "the packet path has its own header views"},
 	{"cel.dev/cel-go", []string{"internal/policy"}, "there is one language for expressions, with one bound on its cost"},
+	{"kernel.org/pub/linux/libs/security/libcap", []string{"internal/privilege", "cmd/penstock"}, "privileges are given up in one place, for all threads"},
 	{"github.com/asavie/xdp", nil, "it is the yardstick, never the tool"},
 	{"unsafe", []string{"xsk", "bpf"}, "and there in *_unsafe.go only"},
 }

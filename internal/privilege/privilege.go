@@ -1,0 +1,55 @@
+// Package privilege gives up what a process needs no more.
+//
+// Its one trap: Linux keeps privileges for each thread, and a Go program has
+// threads that it does not know of. What is done here is done in all of them, at
+// once, with the world stopped.
+package privilege
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
+)
+
+// Keep takes all capabilities from this process but those named that it has, in
+// every set of every thread: permitted, effective, inheritable, ambient, and, where
+// it has CAP_SETPCAP, bounding. No program that it runs can gain others
+// (no_new_privs). It returns what is left. Threads that begin later inherit it.
+func Keep(names ...cap.Value) (left []cap.Value, err error) {
+	had := cap.GetProc()
+	keep := cap.NewSet()
+	for _, c := range names {
+		has, err := had.GetFlag(cap.Permitted, c)
+		if err == nil && has {
+			left = append(left, c)
+			err = errors.Join(keep.SetFlag(cap.Permitted, true, c), keep.SetFlag(cap.Effective, true, c))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("keep capability %v: %w", c, err)
+		}
+	}
+	if _, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("set no_new_privs: %w", err)
+	}
+	if err := cap.ResetAmbient(); err != nil {
+		return nil, fmt.Errorf("clear ambient capabilities: %w", err)
+	}
+	// The bounding set counts when a program is run, and then only with what
+	// no_new_privs forbids; it may be left as a service manager has set it.
+	if may, _ := had.GetFlag(cap.Effective, cap.SETPCAP); may {
+		for c := range cap.MaxBits() {
+			if kept, _ := keep.GetFlag(cap.Permitted, c); kept {
+				continue
+			}
+			if err := cap.DropBound(c); err != nil {
+				return nil, fmt.Errorf("drop %v from the bounding set: %w", c, err)
+			}
+		}
+	}
+	if err := keep.SetProc(); err != nil {
+		return nil, fmt.Errorf("drop capabilities: %w", err)
+	}
+	return left, nil
+}

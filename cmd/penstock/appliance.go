@@ -57,6 +57,7 @@ type appliance struct {
 	running  sync.WaitGroup
 	failed   chan error
 	handover chan struct{} // somebody wants to take over
+	reloaded chan struct{} // somebody has changed the configuration
 	places   places
 	captures captures
 	changing sync.Mutex      // held by who changes places
@@ -71,7 +72,8 @@ type appliance struct {
 // startAppliance builds the appliance and starts its workers. They run before
 // XDP sends them anything: what it would find silent goes past them.
 func startAppliance(cfg *config.Config, log *slog.Logger) (a *appliance, err error) {
-	a = &appliance{cfg: cfg, log: log, started: time.Now(), failed: make(chan error, 1), handover: make(chan struct{}, 1), stop: func() {}}
+	a = &appliance{cfg: cfg, log: log, started: time.Now(), failed: make(chan error, 1), handover: make(chan struct{}, 1),
+		reloaded: make(chan struct{}, 1), stop: func() {}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.close(true, nil))

@@ -15,11 +15,27 @@ import (
 )
 
 // Reload implements control.Source: it reads the configuration again, and
-// changes what is different, or nothing.
+// changes what is different, or nothing. Files of records are opened again.
 func (a *appliance) Reload(dryRun bool) (control.Reload, error) {
+	r, err := a.reload(dryRun)
+	if r.Applied {
+		select {
+		case a.reloaded <- struct{}{}:
+		default:
+		}
+	}
+	return r, err
+}
+
+func (a *appliance) reload(dryRun bool) (control.Reload, error) {
 	a.changing.Lock()
 	defer a.changing.Unlock()
 	start := time.Now()
+	if !dryRun {
+		if err := a.record.Reopen(); err != nil {
+			a.log.Error("records are not reopened", "err", err)
+		}
+	}
 	r := control.Reload{Config: a.cfg.File, Changes: []control.Change{}}
 	next, problems := config.Load(a.cfg.File, stages.Builtin())
 	for _, p := range problems {

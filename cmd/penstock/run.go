@@ -30,20 +30,20 @@ func runCommand(args []string) error {
 		return usagef("--log-level: want debug, info, warn or error, got %q", *level)
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l}))
-	cfg, err := loadConfig(files[0])
-	if err != nil {
-		return err
-	}
 
 	// From here on a signal ends the start as well as the run.
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
+	cfg, err := loadConfig(files[0])
+	if err != nil {
+		return notStarted(err, signals)
+	}
 	defer keepHeap()()
 	a, err := startAppliance(cfg, log)
 	if err != nil {
-		return err
+		return notStarted(err, signals)
 	}
 	for i, n := range a.nics {
 		var modes []string
@@ -68,13 +68,12 @@ func runCommand(args []string) error {
 		case <-a.handover:
 			service.stopping("handover")
 			return a.shutdown("handover", true, signals)
+		case <-a.reloaded:
+			service.ready() // its status may be another
 		case sig := <-signals:
 			if sig == syscall.SIGHUP {
 				service.reloading()
-				if err := a.record.Reopen(); err != nil {
-					log.Error("records are not reopened", "err", err)
-				}
-				r, err := a.Reload(false)
+				r, err := a.reload(false)
 				a.Audited(control.AuditOfReload(control.Signal("SIGHUP"), r, err))
 				service.ready()
 				continue

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"penstock/internal/notify"
@@ -30,6 +31,25 @@ func startService(a *appliance) *service {
 	go s.watch(ctx)
 	s.ready()
 	return s
+}
+
+// startHold is how long a start that has failed lasts where a service manager would
+// begin the next one at once. What ends while it runs is replaced without delay.
+const startHold = time.Second
+
+// notStarted tells the service manager why, and returns it.
+func notStarted(err error, signals <-chan os.Signal) error {
+	manager, _ := notify.Open()
+	if manager == nil {
+		return err
+	}
+	defer manager.Close()
+	_ = manager.Tell("STATUS=not started: " + strings.ReplaceAll(or(err.Error(), "the configuration is wrong"), "\n", " "))
+	select {
+	case <-time.After(startHold):
+	case <-signals:
+	}
+	return err
 }
 
 // watch feeds the service manager while every worker makes progress, and ends
@@ -69,7 +89,7 @@ func (s *service) tell(err error) {
 }
 
 func (s *service) ready() {
-	s.tell(s.manager.Ready(fmt.Sprintf("%d ports, %d workers, %d chains", len(s.a.nics), len(s.a.workers), len(s.a.cfg.Chains))))
+	s.tell(s.manager.Ready(fmt.Sprintf("%d ports, %d workers, %d chains", len(s.a.nics), len(s.a.workers), len(s.a.live().Chains))))
 }
 
 func (s *service) reloading() { s.tell(s.manager.Reloading()) }

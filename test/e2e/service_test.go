@@ -41,6 +41,14 @@ func TestServiceManager(t *testing.T) {
 			}
 		}
 	}
+	// A start that fails says why, and is not over at once.
+	wrong := r.penstock("run", filepath.Join(r.dir, "missing.toml"))
+	wrong.Env = append(os.Environ(), "NOTIFY_SOCKET="+path)
+	began := time.Now()
+	if out, err := wrong.CombinedOutput(); err == nil || time.Since(began) < time.Second {
+		t.Errorf("a start without a file ends after %v: %v, %s", time.Since(began), err, out)
+	}
+	hear("STATUS=not started: ")
 	cmd := r.penstock("run", r.toml)
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+path, "WATCHDOG_USEC=2000000")
 	log := &lockedBuffer{}

@@ -42,8 +42,8 @@ deb: ## build a Debian package into bin/
 	dist/deb/build.sh bin/deb $(VERSION) bin/penstock_$(VERSION)_$$(dpkg --print-architecture).deb
 	rm -rf bin/deb
 
-deb-test: deb ## install the package into a clean Debian and use it there (root, debootstrap and a mirror)
-	dist/deb/test.sh bin/penstock_$(VERSION)_$$(dpkg --print-architecture).deb
+deb-test: deb ## install the package into a clean Debian under systemd, use it there, and let it die (root; a minute, and three more the first time, for debootstrap)
+	PENSTOCK_DEB=$(CURDIR)/bin/penstock_$(VERSION)_$$(dpkg --print-architecture).deb $(GO) test -count 1 -v -timeout 10m -run 'TestPackage$$|TestUnderSystemd$$' ./test/e2e
 
 demo: build ## build and run the demo: client, appliance and server in namespaces (root)
 	bin/penstock demo

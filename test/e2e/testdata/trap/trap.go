@@ -1,5 +1,5 @@
 // Package trap is a packet stage that does what a packet tells it: panic, hang,
-// or take all memory. It is in no binary but the one that the tests build with it.
+// or take all addresses or all memory. It is in no binary but the one that the tests build with it.
 package trap
 
 import (
@@ -37,8 +37,16 @@ func (s *stage) Process(b *pipeline.Batch) {
 			for ; ; s.spun++ {
 			}
 		case bytes.HasPrefix(what, []byte("eat")):
-			for {
+			for { // addresses
 				s.eaten = append(s.eaten, make([]byte, 64<<20))
+			}
+		case bytes.HasPrefix(what, []byte("fill")):
+			for { // pages
+				b := make([]byte, 1<<20)
+				for i := 0; i < len(b); i += 4096 {
+					b[i] = 1
+				}
+				s.eaten = append(s.eaten, b)
 			}
 		}
 	}

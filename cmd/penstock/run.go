@@ -16,8 +16,9 @@ import (
 )
 
 func runCommand(args []string) error {
-	fs := newFlags("run", "[--log-level LEVEL] FILE")
+	fs := newFlags("run", "[--log-level LEVEL] [--cpuprofile PROFILE] FILE")
 	level := fs.String("log-level", "info", "debug, info, warn or error")
+	profile := fs.String("cpuprofile", "", "write a CPU profile of the run to this file, for go tool pprof")
 	files, err := parse(fs, args)
 	if err != nil {
 		return err
@@ -41,6 +42,17 @@ func runCommand(args []string) error {
 		return notStarted(err, signals)
 	}
 	defer keepHeap()()
+	if *profile != "" {
+		stop, err := startCPUProfile(*profile)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			if err := stop(); err != nil {
+				log.Error("the CPU profile is not whole", "err", err)
+			}
+		}()
+	}
 	a, err := startAppliance(cfg, log)
 	if err != nil {
 		return notStarted(err, signals)

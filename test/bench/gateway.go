@@ -200,7 +200,11 @@ func startPenstock(ctx context.Context, b *bed, s *site, g gateway) (*running, e
 	if err != nil {
 		return nil, err
 	}
-	p, err := start(ctx, s.gateway, gatewayCPU, []string{"GOMAXPROCS=1"}, binary, "run", "--log-level", "warn", file)
+	args := []string{"run", "--log-level", "warn", file}
+	if b.cpuProfile != "" {
+		args = append(args, "--cpuprofile", filepath.Join(b.cpuProfile, fmt.Sprintf("%s-%s.pprof", g.name, s.gateway.Lab().Name())))
+	}
+	p, err := start(ctx, s.gateway, gatewayCPU, []string{"GOMAXPROCS=1"}, binary, args...)
 	if err != nil {
 		return nil, err
 	}

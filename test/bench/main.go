@@ -41,6 +41,7 @@ type options struct {
 	rounds, seconds int
 	xsk, plainPeers bool
 	profile         string
+	cpuProfile      string
 }
 
 func main() {
@@ -81,6 +82,7 @@ func parseOptions(args []string) (o options, err error) {
 	fs.BoolVar(&o.xsk, "xsk", true, "run the benchmark of package xsk beside its peers as well")
 	fs.BoolVar(&o.plainPeers, "plain-peers", false, "turn GSO and TX checksums off at the kernel gateways' own interfaces too")
 	fs.StringVar(&o.profile, "profile", "", "run perf record on the gateway's threads during each load and leave its files in this directory")
+	fs.StringVar(&o.cpuProfile, "cpuprofile", "", "have penstock write a CPU profile of each of its runs into this directory, for go tool pprof")
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
@@ -114,12 +116,18 @@ func parseOptions(args []string) (o options, err error) {
 		}
 		o.gateways = against(o.gateways, *other)
 	}
-	if o.profile != "" {
-		if o.profile, err = filepath.Abs(o.profile); err == nil {
-			err = os.MkdirAll(o.profile, 0o755)
+	for _, dir := range []*string{&o.profile, &o.cpuProfile} {
+		if *dir == "" {
+			continue
+		}
+		if *dir, err = filepath.Abs(*dir); err != nil {
+			return o, err
+		}
+		if err := os.MkdirAll(*dir, 0o755); err != nil {
+			return o, err
 		}
 	}
-	return o, err
+	return o, nil
 }
 
 type named interface{ Name() string }

@@ -39,6 +39,8 @@ type attachment struct {
 	link link.Link
 	mode Mode
 	why  error // why it is generic though native was tried
+	// after: an instance before this one had left its program there.
+	after bool
 }
 
 // Attach puts the program on a port's interface and returns the mode it really runs in. With ModeAuto a driver that refuses
@@ -70,6 +72,13 @@ func (s *Steerer) Attach(port int) (Mode, error) {
 		return 0, fmt.Errorf("attach %s: %w", s.portName(port), explainAttach(err, s.opts.Ports[port].Ifindex))
 	}
 	return a.mode, nil
+}
+
+// After reports whether an instance before this one had left its program on a port.
+func (s *Steerer) After(port int) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.ports[port].after
 }
 
 // Fallback returns why a port is attached in generic mode though native was tried, or nil.

@@ -196,6 +196,7 @@ func (s *Steerer) takeOver(a *attachment, port int) (bool, error) {
 		return false, nil
 	}
 	delete(s.leftover, p.Ifindex)
+	a.after = true
 	l, err := link.LoadPinnedLink(path, nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil

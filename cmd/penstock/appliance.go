@@ -271,6 +271,8 @@ func (a *appliance) attach() error {
 			return err
 		}
 		a.xdp[i] = mode
+		// That instance had turned it on, as far as can be known now.
+		n.promisc = n.promisc || a.router == nil && a.steerer.After(i)
 	}
 	a.tellInheritance()
 	a.adoptSpliced()

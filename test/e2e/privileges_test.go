@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"penstock/internal/control"
 	"penstock/internal/lab"
 )
@@ -132,6 +134,18 @@ func TestPrivileges(t *testing.T) {
 
 	a.stop()
 	r.nothingAttached()
+	for _, link := range []string{r.LANIf, r.WANIf} {
+		err := r.Appliance.Do(func() error {
+			l, err := netlink.LinkByName(link)
+			if err == nil && l.Attrs().Promisc != 0 {
+				err = errors.New("it is promiscuous still, since the first process")
+			}
+			return err
+		})
+		if err != nil {
+			t.Errorf("%s: %v", link, err)
+		}
+	}
 	for _, log := range []*lockedBuffer{old.log, a.log} {
 		if text := log.String(); strings.Contains(text, "level=ERROR") || strings.Contains(text, "permitted") || !strings.Contains(text, "privileges are given up") {
 			t.Errorf("log:\n%s", text)

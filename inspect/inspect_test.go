@@ -504,6 +504,46 @@ func TestRelease(t *testing.T) {
 	}
 }
 
+// TestReleasedFlowsAreRemembered: of a released connection nothing is kept but that
+// it is one, whichever end has the lower address, and either end may begin anew.
+func TestReleasedFlowsAreRemembered(t *testing.T) {
+	for _, addr := range [][2]string{{client, server}, {server, client}} {
+		enough := &script{data: func(_ *scripted, _ pipeline.Direction, b []byte) (int, pipeline.StreamVerdict) {
+			return len(b), pipeline.StreamVerdict{Action: pipeline.StreamRelease}
+		}}
+		b := newBed(t, nil, enough)
+		a, z := addr[0], addr[1]
+		for i := range uint32(5) {
+			isn := 1000 * (i + 1)
+			in := int(i % 2) // the ends take turns in beginning
+			b.pass(in, pipelinetest.TCP(a, z, wire.FlagSYN, isn, pipelinetest.Window(10000)))
+			b.pass(1-in, pipelinetest.TCP(z, a, wire.FlagSYN|ack, 7, pipelinetest.Ack(isn+1), pipelinetest.Window(10000)))
+			b.pass(in, pipelinetest.TCP(a, z, ack, isn+1, pipelinetest.Ack(8), pipelinetest.Window(10000)))
+			b.pass(in, pipelinetest.TCP(a, z, psh, isn+1, pipelinetest.Ack(8), pipelinetest.Window(10000), pipelinetest.Payload("hello")))
+			if len(b.script.opened) != int(i)+1 || b.last().closes != 1 {
+				t.Fatalf("connection %d: %d opened, closed %d times", i, len(b.script.opened), b.last().closes)
+			}
+			for _, v := range b.s.flows.All() {
+				if *v != &b.s.released[0] && *v != &b.s.released[1] {
+					t.Errorf("connection %d is kept whole", i)
+				}
+			}
+			if len(b.s.spare) != 1 || b.s.flows.Len() != 1 {
+				t.Errorf("connection %d: %d flows to be used again, %d in the table", i, len(b.s.spare), b.s.flows.Len())
+			}
+			// What comes up nevertheless passes, and is handed over again.
+			b.now += 1e9
+			taken := len(b.taken)
+			b.pass(1-in, pipelinetest.TCP(z, a, psh, 8, pipelinetest.Ack(isn+6), pipelinetest.Payload("late")))
+			b.pass(in, pipelinetest.TCP(a, z, psh, isn+1, pipelinetest.Payload("other bytes")))
+			if len(b.taken) != taken+1 {
+				t.Errorf("connection %d: handed over %d times more", i, len(b.taken)-taken)
+			}
+			a, z = z, a
+		}
+	}
+}
+
 // TestBlind: where sight ends, it ends by name, and is not wrong.
 func TestBlind(t *testing.T) {
 	for _, tc := range []struct {

@@ -18,6 +18,7 @@ type Inspector struct {
 	memory   memory
 	most     int      // chunks of one direction
 	spare    []*flow  // ended ones, for the next that begins
+	released [2]flow  // stand for all that are released, by reversed
 	frames   [][]byte // for packets that wait
 	looks    [][]byte // for bytes that streams have not let go
 	heldLen  int      // packets that wait, of all connections
@@ -25,6 +26,7 @@ type Inspector struct {
 	denials  map[pipeline.Reason]*pipeline.Counter
 	lost     map[pipeline.Reason]*pipeline.Counter
 	active   int
+	shown    [2]uint64 // bytes, by direction, that are not counted yet
 	draining bool
 	closed   bool
 	// current is the flow whose streams are being called. If it is set when
@@ -50,6 +52,9 @@ func New(env *pipeline.Env, o Options) *Inspector {
 		denials: make(map[pipeline.Reason]*pipeline.Counter), lost: make(map[pipeline.Reason]*pipeline.Counter),
 	}
 	s.memory.limit = max(o.Memory/chunkSize, 1)
+	for i := range s.released {
+		s.released[i].state, s.released[i].reversed = stateReleased, i == 1
+	}
 	return s
 }
 
@@ -64,6 +69,14 @@ func (s *Inspector) Process(b *pipeline.Batch) {
 			p.Continue()
 		}
 	}
+	// Once for a batch: an atomic operation waits for all that was written before.
+	if n := s.shown[pipeline.ToServer]; n > 0 {
+		s.n.bytesUp.Add(n)
+	}
+	if n := s.shown[pipeline.ToClient]; n > 0 {
+		s.n.bytesDown.Add(n)
+	}
+	s.shown = [2]uint64{}
 }
 
 // segment decides on a packet with a TCP header.
@@ -76,6 +89,7 @@ func (s *Inspector) segment(p *pipeline.Packet, now int64) {
 		return
 	}
 	f := *v
+	before := f.state
 	d := pipeline.ToClient
 	if reversed == f.reversed {
 		d = pipeline.ToServer
@@ -93,7 +107,7 @@ func (s *Inspector) segment(p *pipeline.Packet, now int64) {
 		p.Drop(pipeline.ReasonL4Checksum)
 		return
 	}
-	if p.Routing == pipeline.Routed { // routes change
+	if p.Routing == pipeline.Routed && f.state != stateReleased { // routes change
 		f.half[d].learn(p)
 	}
 	f.last = p.Time
@@ -116,6 +130,9 @@ func (s *Inspector) segment(p *pipeline.Packet, now int64) {
 		s.unanswered(f, d, p, t)
 	default:
 		s.accept(f, d, p, t, now)
+	}
+	if f.state == stateReleased && before != stateReleased {
+		s.shrink(f, now)
 	}
 }
 
@@ -159,6 +176,9 @@ func (s *Inspector) Poll(now int64) (busy bool) {
 		s.waiting[i] = s.waiting[len(s.waiting)-1]
 		s.waiting[len(s.waiting)-1] = nil
 		s.waiting = s.waiting[:len(s.waiting)-1]
+		if f.state == stateReleased {
+			s.shrink(f, now)
+		}
 	}
 	return busy
 }
@@ -215,8 +235,32 @@ func (s *Inspector) idle(f *flow, now int64) {
 	s.forget(f, now)
 }
 
+// shrink keeps of a released flow, which nobody calls by its name any more, that it
+// is one: there may be as many as the table has room for.
+func (s *Inspector) shrink(f *flow, now int64) {
+	if f.waiting || f.again {
+		return
+	}
+	if v, ok := s.flows.Get(f.key, now); ok && *v == f {
+		*v = &s.released[0]
+		if f.reversed {
+			*v = &s.released[1]
+		}
+		s.keepFlow(f)
+	}
+}
+
+func (s *Inspector) keepFlow(f *flow) {
+	if len(s.spare) < spareFlows {
+		s.spare = append(s.spare, f)
+	}
+}
+
 // forget ends a flow that is not in the table any more.
 func (s *Inspector) forget(f *flow, now int64) {
+	if f == &s.released[0] || f == &s.released[1] {
+		return
+	}
 	if !f.state.over() {
 		s.active--
 	}
@@ -232,9 +276,7 @@ func (s *Inspector) forget(f *flow, now int64) {
 		}
 		f.waiting = false
 	}
-	if len(s.spare) < spareFlows {
-		s.spare = append(s.spare, f)
-	}
+	s.keepFlow(f)
 }
 
 const spareFlows = 1024

@@ -16,6 +16,7 @@ const (
 type chunk struct {
 	at   int64  // position of data[0]
 	next uint32 // the following chunk of the direction, or the next free one; 0: none
+	some bool   // a bit is set
 	bits [chunkSize / 64]uint64
 	data [chunkSize]byte
 }
@@ -57,7 +58,10 @@ func (m *memory) alloc(at int64) uint32 {
 	c := m.get(i)
 	m.free = c.next
 	m.used++
-	c.at, c.next, c.bits = at, 0, [chunkSize / 64]uint64{}
+	if c.some {
+		c.bits = [chunkSize / 64]uint64{}
+	}
+	c.at, c.next, c.some = at, 0, false
 	return i
 }
 
@@ -211,6 +215,7 @@ func (m *memory) put(st *store, pos int64, b []byte, most int) bool {
 		}
 		off := int(pos - c.at)
 		n := copy(c.data[off:], b)
+		c.some = true
 		for i := off; i < off+n; {
 			// The bits of one word at a time.
 			k := min(64-i%64, off+n-i)

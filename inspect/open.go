@@ -248,9 +248,9 @@ func (s *Inspector) unanswered(f *flow, d pipeline.Direction, p *pipeline.Packet
 // over.
 func (s *Inspector) restart(f *flow, p *pipeline.Packet, t wire.TCP, now int64) {
 	s.n.reused.Add(1)
-	s.flows.Delete(f.key)
-	s.forget(f, now)
 	key, reversed := p.Flow.Canonical()
+	s.flows.Delete(key)
+	s.forget(f, now)
 	s.unknown(p, t, key, reversed, now)
 }
 

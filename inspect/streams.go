@@ -19,11 +19,7 @@ func (s *Inspector) show(f *flow, d pipeline.Direction, p *pipeline.Packet, pos 
 			h.next = s.memory.run(&h.bytes, from)
 		}
 	}
-	if d == pipeline.ToServer {
-		s.n.bytesUp.Add(uint64(h.next - from))
-	} else {
-		s.n.bytesDown.Add(uint64(h.next - from))
-	}
+	s.shown[d] += uint64(h.next - from)
 	if f.watching == 0 || h.next == from && !h.finishing() {
 		return true
 	}

@@ -284,4 +284,8 @@ func (c *stream) Close(int64) {
 		c.finish()
 	}
 	c.end()
+	if s := c.s; len(s.spare) < keepStreams {
+		*c = stream{}
+		s.spare = append(s.spare, c)
+	}
 }

@@ -52,6 +52,7 @@ const (
 	bufferSize  = 2 << 10 // a browser's hello
 	keepBuffers = 64
 	keepSize    = 16 << 10
+	keepStreams = 1024
 )
 
 type stage struct {
@@ -62,7 +63,9 @@ type stage struct {
 	seen     *dnsseen.Table
 	restrict bool // the policy refuses anything
 	enforce  bool // what cannot be read is refused
+	logs     bool
 	buffers  [][]byte
+	spare    []*stream // for the next connections
 
 	// Scratch of one call.
 	hello    tlshello.ClientHello
@@ -75,7 +78,7 @@ type stage struct {
 }
 
 func newStage(c Config, env *pipeline.Env) (*stage, error) {
-	s := &stage{cfg: c, env: env, policy: newLists(&c), restrict: c.restricts(), enforce: c.denies()}
+	s := &stage{cfg: c, env: env, policy: newLists(&c), restrict: c.restricts(), enforce: c.denies(), logs: c.Log && env.Recorder.Enabled("tls")}
 	var err error
 	if s.rules, err = policy.Load(env, ruleVars, c.Rules, c.sets); err != nil {
 		return nil, err
@@ -99,15 +102,22 @@ func newStage(c Config, env *pipeline.Env) (*stage, error) {
 
 // Open implements pipeline.StreamStage.
 func (s *stage) Open(c *pipeline.Conn) pipeline.Stream {
-	logs := s.cfg.Log && s.env.Recorder.Enabled("tls")
-	if c.Midstream || !logs && !s.enforce && !s.restrict && s.rules == nil && s.cfg.RequireDNS == "off" {
+	if c.Midstream || !s.logs && !s.enforce && !s.restrict && s.rules == nil && s.cfg.RequireDNS == "off" {
 		return nil // of a connection that was open before, the hello has passed
 	}
 	// Who does not terminate cannot acknowledge what it holds, and a client with
 	// small segments would never send the rest of its hello. There, bytes pass
 	// while the hello is incomplete: without its last ones it is of no use.
 	hold := c.Depth == pipeline.DepthTerminate
-	return &stream{s: s, conn: c, logs: logs, hold: [2]bool{hold && (s.enforce || s.restrict), hold && s.policy.minVersion > 0}}
+	var st *stream
+	if n := len(s.spare); n > 0 {
+		st = s.spare[n-1]
+		s.spare = s.spare[:n-1]
+	} else {
+		st = &stream{}
+	}
+	*st = stream{s: s, conn: c, logs: s.logs, hold: [2]bool{hold && (s.enforce || s.restrict), hold && s.policy.minVersion > 0}}
+	return st
 }
 
 func (s *stage) buffer() []byte {

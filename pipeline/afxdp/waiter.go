@@ -24,6 +24,7 @@ type Waiter struct {
 	ports []*Port
 	file  *os.File
 	raw   syscall.RawConn
+	ready func(uintptr) bool // done
 	woken atomic.Bool
 	began time.Time
 	timed bool          // a read deadline is set
@@ -51,6 +52,7 @@ func NewWaiter(ports []*Port) (*Waiter, error) {
 		return nil, fmt.Errorf("set epoll set to non-blocking: %w", err)
 	}
 	w := &Waiter{ports: ports, file: os.NewFile(uintptr(ep), "afxdp"), began: time.Now()}
+	w.ready = w.done
 	if err := w.file.SetReadDeadline(time.Time{}); err != nil {
 		w.file.Close()
 		return nil, fmt.Errorf("add epoll set to the runtime's poller: %w", err)
@@ -84,7 +86,7 @@ func (w *Waiter) Wait(ns int64) {
 	w.limit(ns)
 	// A Wake before the deadline is set leaves the flag; one after it moves
 	// the deadline into the past.
-	if !w.woken.Load() && w.raw.Read(w.done) != nil {
+	if !w.woken.Load() && w.raw.Read(w.ready) != nil {
 		w.timed, w.until = true, 0 // a deadline has passed: ours, or a late one of Wake
 	}
 	if w.woken.Swap(false) {

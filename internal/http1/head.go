@@ -40,10 +40,16 @@ type Head struct {
 // HeadEnd returns the length of the head at the start of b, its empty line
 // included, or 0 if it is not complete.
 func HeadEnd(b []byte) int {
-	if i := bytes.Index(b, []byte("\r\n\r\n")); i >= 0 {
-		return i + 4
+	for at := 0; ; {
+		i := bytes.IndexByte(b[at:], '\n')
+		if i < 0 {
+			return 0
+		}
+		at += i + 1
+		if at >= 4 && b[at-2] == '\r' && b[at-3] == '\n' && b[at-4] == '\r' {
+			return at
+		}
 	}
-	return 0
 }
 
 // ParseRequest reads a complete request head, empty line included. With a fault,
@@ -214,7 +220,7 @@ func parseFields(b []byte, h *Head, r *Rules) (f fields, bad Fault) {
 				continue
 			}
 		case 4:
-			if EqualFold(name, "host") {
+			if isName(name, "Host", "host") {
 				f.hosts++
 				f.host = value
 			}
@@ -224,7 +230,7 @@ func parseFields(b []byte, h *Head, r *Rules) (f fields, bad Fault) {
 				h.H2C = h.H2C || HasToken(value, "h2c")
 			}
 		case 10:
-			if EqualFold(name, "connection") {
+			if isName(name, "Connection", "connection") {
 				if EqualFold(value, "keep-alive") { // alone, as it nearly always is
 					f.sawKeep = true
 					continue
@@ -232,7 +238,7 @@ func parseFields(b []byte, h *Head, r *Rules) (f fields, bad Fault) {
 				f.sawClose = f.sawClose || HasToken(value, "close")
 				f.sawKeep = f.sawKeep || HasToken(value, "keep-alive")
 				f.connectionUpgrade = f.connectionUpgrade || HasToken(value, "upgrade")
-			} else if EqualFold(name, "user-agent") {
+			} else if isName(name, "User-Agent", "user-agent") {
 				h.UserAgent = keep.get(value)
 			}
 		case 11:
@@ -240,11 +246,11 @@ func parseFields(b []byte, h *Head, r *Rules) (f fields, bad Fault) {
 				h.Traceparent = string(value)
 			}
 		case 12:
-			if EqualFold(name, "content-type") {
+			if isName(name, "Content-Type", "content-type") {
 				h.ContentType = keep.get(value)
 			}
 		case 14:
-			if EqualFold(name, "content-length") {
+			if isName(name, "Content-Length", "content-length") {
 				f.lengths++
 				n, ok := parseLength(value)
 				switch {
@@ -258,7 +264,7 @@ func parseFields(b []byte, h *Head, r *Rules) (f fields, bad Fault) {
 				h.HTTP2Settings = string(value)
 			}
 		case 17:
-			if EqualFold(name, "transfer-encoding") {
+			if isName(name, "Transfer-Encoding", "transfer-encoding") {
 				// Only "chunked", once: other codings, and orders in which it is
 				// not the last, are where implementations part.
 				if f.chunked || !EqualFold(value, "chunked") {
@@ -349,6 +355,12 @@ func validValue(b []byte) bool {
 		}
 	}
 	return true
+}
+
+// isName compares a name, in any case, with one that is given as it is mostly
+// written, and in lower case.
+func isName(name []byte, written, lower string) bool {
+	return string(name) == written || EqualFold(name, lower)
 }
 
 // trim takes spaces and tabs off both ends.

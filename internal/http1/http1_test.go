@@ -86,8 +86,17 @@ func FuzzBody(f *testing.F) {
 func FuzzHeads(f *testing.F) {
 	f.Add([]byte("GET / HTTP/1.1\r\nHost: a\r\n\r\n"))
 	f.Add([]byte("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n"))
+	f.Add([]byte("\r\n\r\n"))
+	f.Add([]byte("A\n\r\n\n\r\r\n\r\n\r\n"))
 	kept := NewStrings()
 	f.Fuzz(func(t *testing.T, in []byte) {
+		want := bytes.Index(in, []byte("\r\n\r\n")) + 4
+		if want == 3 {
+			want = 0
+		}
+		if end := HeadEnd(in); end != want {
+			t.Fatalf("the head ends at %d, want %d", end, want)
+		}
 		if end := HeadEnd(in); end > 0 {
 			h, bad := ParseRequest(in[:end], &Rules{MaxFields: 100})
 			for range 2 {

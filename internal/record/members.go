@@ -21,9 +21,12 @@ type Members []byte
 func (m *Members) key(name string) {
 	b := *m
 	if len(b) > 0 && b[len(b)-1] != '{' {
-		b = append(b, ',')
+		b = append(b, ',', '"')
+	} else {
+		b = append(b, '"')
 	}
-	*m = append(append(append(b, '"'), name...), `":`...)
+	b = append(b, name...)
+	*m = append(b, '"', ':')
 }
 
 // Open begins a member that is an object; Close ends it.
@@ -98,15 +101,17 @@ func (m *Members) Seconds(key string, ns int64) {
 	}
 	b = strconv.AppendUint(b, n/1e9, 10)
 	if n %= 1e9; n > 0 {
-		var digits [10]byte
-		copy(digits[:], ".000000000")
-		last := 0
-		for i := 9; n > 0; i-- {
-			d := byte(n % 10)
-			n /= 10
-			if digits[i] += d; d != 0 && last == 0 {
-				last = i
-			}
+		// Nine digits, in pairs behind the first.
+		digits := [10]byte{'.', '0' + byte(n/1e8)}
+		r := uint32(n % 1e8)
+		for i := 8; i >= 2; i -= 2 {
+			pair := r % 100
+			r /= 100
+			digits[i], digits[i+1] = '0'+byte(pair/10), '0'+byte(pair%10)
+		}
+		last := 9
+		for digits[last] == '0' {
+			last--
 		}
 		b = append(b, digits[:last+1]...)
 	}

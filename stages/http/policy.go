@@ -19,8 +19,9 @@ type policy struct {
 	fields                    []fieldRule
 	rules                     http1.Rules // for requests
 	responses                 http1.Rules
-	denied                    bool      // of the head that is being parsed: a rule refuses a header
-	kept                      fieldList // of that head, if rules want headers
+	judged                    map[string]bool // hosts, and whether the lists refuse them
+	denied                    bool            // of the head that is being parsed: a rule refuses a header
+	kept                      fieldList       // of that head, if rules want headers
 }
 
 // request is a head that was understood.
@@ -38,7 +39,7 @@ type fieldRule struct {
 
 func newPolicy(c *Config) *policy {
 	p := &policy{
-		denyHosts: hostname.NewSet(c.DenyHosts), denyMethods: c.DenyMethods, allowMethods: c.AllowMethods,
+		judged: map[string]bool{}, denyHosts: hostname.NewSet(c.DenyHosts), denyMethods: c.DenyMethods, allowMethods: c.AllowMethods,
 		denyPaths: c.DenyPaths, allowPaths: c.AllowPaths, rules: http1.Rules{MaxFields: c.MaxHeaders, RefuseH2C: c.enforces() && !c.HTTP2, Strings: http1.NewStrings()},
 	}
 	p.responses.Strings = p.rules.Strings
@@ -87,7 +88,7 @@ func parseFieldRule(s string) fieldRule {
 // judge returns why a request is refused, ReasonNone if it is not.
 func (p *policy) judge(h *request) pipeline.Reason {
 	switch {
-	case p.denyHosts.Match(h.Host) || p.allowHosts != nil && !p.allowHosts.Match(h.Host):
+	case p.deniesHost(h.Host):
 		return reasonHost
 	case slices.Contains(p.denyMethods, h.Method) || len(p.allowMethods) > 0 && !slices.Contains(p.allowMethods, h.Method):
 		return reasonMethod
@@ -104,6 +105,21 @@ func (p *policy) judge(h *request) pipeline.Reason {
 		return reasonPath
 	}
 	return pipeline.ReasonNone
+}
+
+// judgedHosts bounds how many hosts are remembered.
+const judgedHosts = 1024
+
+// deniesHost asks the lists of hosts, or remembers what they said.
+func (p *policy) deniesHost(host string) bool {
+	denied, ok := p.judged[host]
+	if !ok {
+		denied = p.denyHosts.Match(host) || p.allowHosts != nil && !p.allowHosts.Match(host)
+		if len(p.judged) < judgedHosts {
+			p.judged[strings.Clone(host)] = denied
+		}
+	}
+	return denied
 }
 
 // deniesField reports whether a rule refuses a header.

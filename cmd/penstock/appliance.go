@@ -53,6 +53,7 @@ type appliance struct {
 	router  *route.Router // nil: bridge mode
 
 	watchdog watchdog.Watchdog
+	rings    rings
 	stop     context.CancelFunc
 	running  sync.WaitGroup
 	failed   chan error
@@ -82,7 +83,7 @@ func startAppliance(cfg *config.Config, log *slog.Logger) (a *appliance, err err
 	}()
 	for _, step := range []func() error{
 		a.findInterfaces, a.openRecorder, a.openExporters, a.loadXDP, a.takePlace, a.openGate, a.openRouter,
-		a.openQueues, a.buildWorkers, a.startWorkers, a.attach, a.serve, a.startMetrics,
+		a.openQueues, a.buildWorkers, a.startWorkers, a.attach, a.watchRings, a.serve, a.startMetrics,
 	} {
 		if err := step(); err != nil {
 			return a, err

@@ -171,6 +171,9 @@ func (a *appliance) portStatus(s *control.Status) (ports []control.Port) {
 		case !up:
 			s.Warnings = append(s.Warnings, fmt.Sprintf("port %q: the link of %s is down", p.Name, n.name))
 		}
+		var warnings []string
+		p.Stalls, warnings = a.stalls(i)
+		s.Warnings = append(s.Warnings, warnings...)
 		for _, q := range a.wires[i] {
 			p.Queues = append(p.Queues, control.Queue{PortInfo: q.Info(), PortStats: q.Stats()})
 		}

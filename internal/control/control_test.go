@@ -104,6 +104,7 @@ func example() *source {
 				Name: "lan", Interface: "eth1", XDP: "native", LinkUp: true,
 				Reasons:  map[string]Count{"flow_known": {Packets: 5, Bytes: 500}},
 				Verdicts: map[string]map[string]Count{"socket": {"flow_known": {Packets: 5, Bytes: 500}}},
+				Stalls:   map[string]uint64{"tx": 2},
 				Queues: []Queue{{
 					PortInfo:  pipeline.PortInfo{Name: "lan", Mode: "copy"},
 					PortStats: pipeline.PortStats{RxPackets: 7, InFlight: 3, Extra: map[string]uint64{"kicks": 2}, Rings: []pipeline.RingStats{{Name: "rx", Used: 7, Size: 2048}}},

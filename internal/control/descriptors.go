@@ -44,6 +44,7 @@ var (
 
 	metricPortUp     = gauge("port_link_state", "1 if the port's link is up.", "port", "interface")
 	metricPortXDP    = gauge("port_xdp_info", "Always 1; says how XDP is attached, as the kernel reports it.", "port", "interface", "mode")
+	metricStalls     = counter("port_stalls_total", "How often packets went into one end of a way and none came out of the other for some seconds: xdp (from the NIC to XDP), sockets (from XDP to user space), tx (to the driver, whose frames did not come back).", "port", "way")
 	metricXDPPackets = counter("xdp_packets_total", "Packets that the XDP program saw, by what it did with them and why.", "port", "verdict", "reason")
 	metricXDPBytes   = counter("xdp_bytes_total", "Bytes of the packets that the XDP program saw, by what it did with them and why.", "port", "verdict", "reason")
 	metricOffloads   = counter("xdp_offloads_total", "Flows that user space gave to XDP, by what became of that; all but taken stay in user space.", "result")

@@ -95,6 +95,9 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 func (ch scrape) port(p *Port) {
 	ch.set(metricPortUp, bool01(p.LinkUp), p.Name, p.Interface)
 	ch.set(metricPortXDP, 1, p.Name, p.Interface, p.XDP)
+	for way, n := range p.Stalls {
+		ch.count(metricStalls, n, p.Name, way)
+	}
 	for verdict, reasons := range p.Verdicts {
 		for reason, n := range reasons {
 			ch.count(metricXDPPackets, n.Packets, p.Name, verdict, reason)

@@ -71,6 +71,11 @@ type Port struct {
 	// Verdicts are the same counts, by what it did and then by reason: "pass",
 	// "peer", "socket", "drop", "tx".
 	Verdicts map[string]map[string]Count `json:"verdicts"`
+	// Stalls are how often packets went into one end of a way and none came out
+	// of the other for some seconds: "xdp" (from the NIC to the XDP program),
+	// "sockets" (from there to user space), "tx" (to the driver; the frame did not
+	// come back).
+	Stalls map[string]uint64 `json:"stalls"`
 }
 
 // Queue is one queue of a port, with its AF_XDP socket.

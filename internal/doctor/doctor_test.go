@@ -83,6 +83,9 @@ func TestChecks(t *testing.T) {
 		{"header nowhere", func(f *Facts, i *Interface) {
 			i.Driver, i.Port.ZeroCopy, f.TxHeader = "virtio_net", "on", &TxHeader{Address: 0x4020d690, Known: true}
 		}, "tx_header", Warning, "no memory", "built in"},
+		{"running", func(f *Facts, i *Interface) {
+			i.Up, f.Warnings = false, []string{`port "lan": what is sent stays; mend: ip link set dev eth1 down`}
+		}, "running", Warning, `says: port "lan": what is sent stays`, "ip link set dev eth1 down"},
 		{"LRO", func(_ *Facts, i *Interface) { i.Offloads["rx-lro"] = true }, "offloads", Wrong, "LRO", "ethtool -K eth1 lro off"},
 		{"GRO_HW", func(_ *Facts, i *Interface) { i.Offloads["rx-gro-hw"], i.Fixed["rx-gro-hw"] = true, true }, "offloads", Wrong, "cannot be turned off here", "host"},
 		{"VLAN", func(_ *Facts, i *Interface) { i.Offloads["rx-vlan-hw-parse"] = true }, "offloads", Wrong, "VLAN tags", "ethtool -K eth1 rxvlan off"},

@@ -40,8 +40,9 @@ type Facts struct {
 	IRQBalance   int  // its process; 0: it does not run
 	OnBPFFS      bool // where Appliance.Pins is
 	Pins         []string
-	Running      int   // the process that holds Lock; 0: none
-	Control      error // of asking it for its status
+	Running      int      // the process that holds Lock; 0: none
+	Control      error    // of asking it for its status
+	Warnings     []string // that its status has, but for those that it started with
 	Forwarding   map[string]map[string]bool
 	RPFilter     map[string]int // by interface, "all" included
 	Redirects    map[string]bool
@@ -66,6 +67,8 @@ func Look(s Subject) *Facts {
 	for _, i := range f.Interfaces {
 		i.lookDeeper()
 	}
+	start, _ := Start(f)
+	f.Warnings = slices.DeleteFunc(f.Warnings, func(w string) bool { return slices.Contains(start, w) })
 	return f
 }
 
@@ -165,7 +168,9 @@ func (f *Facts) place() {
 		}
 	}
 	if f.Running != 0 && f.Appliance.Control != "" {
-		_, f.Control = control.NewClient(f.Appliance.Control).Status()
+		var s control.Status
+		s, f.Control = control.NewClient(f.Appliance.Control).Status()
+		f.Warnings = s.Warnings
 	}
 }
 

@@ -155,6 +155,12 @@ var machineChecks = []check{
 			r.fine(nil, "the appliance %q runs (process %d) and answers", f.Appliance.Name, f.Running)
 		}
 	}},
+	{name: "running", why: "what a running appliance warns of is so now", run: func(f *Facts, r *report) {
+		for _, w := range f.Warnings {
+			found, mend, _ := strings.Cut(w, "; mend: ")
+			r.warn(nil, "the appliance says: "+found, mend)
+		}
+	}},
 	{name: "pins", why: "XDP goes on bridging as on_exit says, with the rules of an appliance that is no more", run: func(f *Facts, r *report) {
 		switch {
 		case f.File == "":

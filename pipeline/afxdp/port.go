@@ -379,6 +379,21 @@ func (p *Port) Stats() pipeline.PortStats {
 	return s
 }
 
+// Progress is what has gone through a port's socket.
+type Progress struct {
+	Sent, Returned uint64 // frames for the driver to send, refused ones included; those that it gave back
+	Received, Lost uint64 // packets that arrived; those that the kernel had no room for, or that were broken
+}
+
+// Progress reads the counts, from any goroutine.
+func (p *Port) Progress() Progress {
+	x, _ := p.sock.Stats() // closed: our own counts stand
+	return Progress{
+		Sent: x.Transmitted + p.refused.v.Load(), Returned: x.Completed,
+		Received: x.Received, Lost: x.RxInvalid + x.Kernel.RxDropped + x.Kernel.RxRingFull + x.Kernel.FillRingEmpty,
+	}
+}
+
 // Close implements pipeline.Port. In zero-copy mode the frames that the NIC
 // holds do not come back: the UMEM is closed next.
 func (p *Port) Close() error {

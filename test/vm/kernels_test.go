@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -52,43 +53,57 @@ var (
 // those of TestInstructionCeiling in ./bpf.
 func TestKernels(t *testing.T) {
 	need(t, "qemu")
-	dir := t.TempDir()
-	init := build(t, dir, "init", "build", "./guest")
-	tests := build(t, dir, "bpf.test", "test", "-c", "../../bpf")
-	var reports []report
-	for _, s := range series {
+	files := programs(t)
+	files["bpf.test"] = build(t, t.TempDir(), "bpf.test", "test", "-c", "../../bpf")
+	delete(files, "penstock")
+	all := make([]*report, len(series))
+	t.Cleanup(func() { // after all of them
+		var reports []report
+		for _, r := range all {
+			if r != nil {
+				reports = append(reports, *r)
+			}
+		}
+		if t.Failed() || len(reports) == 0 {
+			return
+		}
+		table := matrix(reports)
+		t.Logf("\n%s", table)
+		if *update {
+			writeTable(t, "../../docs/kernels.md", table)
+		}
+	})
+	for i, s := range slices.Backward(series) { // the newest takes longest
 		t.Run(s.name, func(t *testing.T) {
-			m := boot(t, options{kernel: s.name, files: map[string]string{"init": init, "bpf.test": tests}, cpus: 2})
-			run := *only
-			if s.old {
-				run = "^TestInstructionCeiling$"
-			}
-			out, err := m.try(15*time.Minute, request{
-				Args: []string{"/bpf.test", "-test.v", "-test.run=" + run}, Env: []string{"REQUIRE_PRIV=1"},
-			})
-			r := read(out)
-			r.release = m.release
-			t.Logf("%d tests pass, %d fail, skipped: %q, verified instructions: %v", r.passed, r.failed, r.skipped, r.verified)
-			if s.old {
-				if err == nil || !strings.Contains(out, "mend:") {
-					t.Errorf("%s is too old, but its user is not told so: %v\n%s", m.release, err, out)
-				}
-				return
-			}
-			if err != nil || r.failed > 0 || r.passed < 20 && *only == rows || len(r.verified) < 6 {
-				t.Fatalf("%s: %v\n%s", m.release, err, out)
-			}
-			reports = append(reports, r)
+			t.Parallel() // one at a time keeps one processor busy
+			all[i] = onKernel(t, s.name, s.old, files)
 		})
 	}
-	if t.Failed() || len(reports) == 0 {
-		return
+}
+
+// onKernel runs the rows on one kernel. Of one that is too old there is no report.
+func onKernel(t *testing.T, name string, old bool, files map[string]string) *report {
+	m := boot(t, options{kernel: name, files: files, cpus: 2})
+	run := *only
+	if old {
+		run = "^TestInstructionCeiling$"
 	}
-	table := matrix(reports)
-	t.Logf("\n%s", table)
-	if *update {
-		writeTable(t, "../../docs/kernels.md", table)
+	out, err := m.try(15*time.Minute, request{
+		Args: []string{"/bpf.test", "-test.v", "-test.run=" + run}, Env: []string{"REQUIRE_PRIV=1"},
+	})
+	r := read(out)
+	r.release = m.release
+	t.Logf("%d tests pass, %d fail, skipped: %q, verified instructions: %v", r.passed, r.failed, r.skipped, r.verified)
+	if old {
+		if err == nil || !strings.Contains(out, "mend:") {
+			t.Errorf("%s is too old, but its user is not told so: %v\n%s", m.release, err, out)
+		}
+		return nil
 	}
+	if err != nil || r.failed > 0 || r.passed < 20 && *only == rows || len(r.verified) < 6 {
+		t.Fatalf("%s: %v\n%s", m.release, err, out)
+	}
+	return &r
 }
 
 func read(out string) report {

@@ -141,8 +141,11 @@ func boot(t *testing.T, o options) *machine {
 		if len(fds) == 1 {
 			which, mq = "fd=", ""
 		}
-		cmd.Args = append(cmd.Args,
-			"-netdev", fmt.Sprintf("tap,id=n%d,%s%s", i, which, strings.Join(fds, ":")),
+		backend := fmt.Sprintf("tap,id=n%d,%s%s", i, which, strings.Join(fds, ":"))
+		if n.socket != "" {
+			backend, mq = fmt.Sprintf("stream,id=n%d,server=off,addr.type=unix,addr.path=%s", i, n.socket), ""
+		}
+		cmd.Args = append(cmd.Args, "-netdev", backend,
 			"-device", fmt.Sprintf("virtio-net-pci,netdev=n%d,mac=%s,disable-legacy=on,iommu_platform=on,romfile=%s%s", i, n.mac, mq, n.extra))
 	}
 	lib := filepath.Join(dir, "qemu")
@@ -339,6 +342,39 @@ func need(t *testing.T, what ...string) string {
 }
 
 func qemu(dir string) string { return filepath.Join(dir, "qemu/usr/bin/qemu-system-x86_64") }
+
+var binaries struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+func TestMain(m *testing.M) {
+	status := m.Run()
+	os.RemoveAll(binaries.dir) // "": nothing
+	os.Exit(status)
+}
+
+// programs are the files of a machine with the appliance, built once.
+func programs(t *testing.T) map[string]string {
+	t.Helper()
+	b := &binaries
+	b.once.Do(func() {
+		b.err = errors.New("another test could not build them")
+		dir, err := os.MkdirTemp("", "penstock-vm")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.dir = dir
+		build(t, dir, "init", "build", "./guest")
+		build(t, dir, "penstock", "build", "../../cmd/penstock")
+		b.err = nil
+	})
+	if b.err != nil {
+		t.Fatal(b.err)
+	}
+	return map[string]string{"init": filepath.Join(b.dir, "init"), "penstock": filepath.Join(b.dir, "penstock")}
+}
 
 // build compiles without cgo: args are those of go, behind -o.
 func build(t *testing.T, dir, name string, args ...string) string {

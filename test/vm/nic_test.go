@@ -16,6 +16,7 @@ import (
 // nic is a network interface of a machine: the other end of a tap.
 type nic struct {
 	queues []*os.File
+	socket string // or, instead of a tap, a Unix socket that packets go to as a stream
 	mac    string
 	extra  string // more of QEMU's -device options
 }

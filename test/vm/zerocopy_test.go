@@ -5,8 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -139,6 +143,82 @@ func TestZeroCopyFaults(t *testing.T) {
 	d.stop()
 }
 
+// TestZeroCopyStall has the device of one port take no packets any more, behind the
+// back of the driver: frames that are sent do not come back, and no counter of the
+// kernel tells. It is noticed, said and counted; no frame is lost of it.
+func TestZeroCopyStall(t *testing.T) {
+	need(t, "qemu")
+	socket := filepath.Join(t.TempDir(), "wan")
+	ln, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	g := &rig{t: t, port: zeroCopy, queues: 1}
+	g.chains = "[[steer]]\nfrom = \"lan\"\nproto = \"udp\"\nto = \"plain\"\n[[chain]]\nname = \"plain\"\noffload = \"never\"\n"
+	var lan nic
+	g.client, lan = host(t, labtest.NewForTest(t), "client", "02:00:00:00:4d:11", netip.MustParsePrefix("10.77.0.1/24"), 1)
+	g.m = boot(t, options{kernel: "newest", files: programs(t), nics: []nic{lan, {socket: socket, mac: "02:00:00:00:4d:12"}}, cpus: 2})
+	wire, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer wire.Close()
+	for _, name := range []string{"eth0", "eth1"} {
+		g.set(name, "up")
+	}
+	d := g.run("closed")
+	if err := g.client.AddNeigh("eth0", netip.MustParseAddr("10.77.0.2"), net.HardwareAddr{2, 0, 0, 0, 0x4d, 2}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := g.client.Dial("udp", "10.77.0.2:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		defer c.Close()
+		tick := time.NewTicker(2 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				_, _ = c.Write(make([]byte, 1000)) // the queue of the tap may be full
+			}
+		}
+	})
+	const words = `port "wan": what is sent on queue 0 of eth1 stays in its ring`
+	said := func(want bool) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("a stall of wan, warned: %t", want), func() error {
+			s, err := g.m.status()
+			if err != nil {
+				return err
+			}
+			f, warned := s.Frames, strings.Contains(strings.Join(s.Warnings, "\n"), words)
+			if n := s.Ports[1].Stalls["tx"]; n != 1 || warned != want || f.Free+f.InFlight != f.Total {
+				return fmt.Errorf("%d stalls, frames %+v, warnings %q", n, f, s.Warnings)
+			}
+			t.Logf("sent %d, refused %d, stalls %v, warned: %t", s.Ports[1].Queues[0].TxPackets, s.Ports[1].Queues[0].TxRefused, s.Ports[1].Stalls, warned)
+			return nil
+		})
+	}
+	said(true)
+	go func() { _, _ = io.Copy(io.Discard, wire) }() // until it is closed
+	said(false)
+	close(stop)
+	sending.Wait()
+	d.stop()
+	for _, line := range []string{"stays in its ring", "mend=", "packets come through again"} {
+		if !strings.Contains(d.out.String(), line) {
+			t.Errorf("the log has no %q:\n%s", line, &d.out)
+		}
+	}
+}
+
 // refused sees that the appliance does not start in zero-copy mode where the device
 // would read the headers of what is sent out of memory of somebody else (see
 // lowMemory), and says so.
@@ -159,22 +239,20 @@ type rig struct {
 	client, server *lab.NS
 	ctx            context.Context
 	port           string // of the configuration: the mode
+	chains         string // instead of those of config
 	queues         int
 }
 
 func gateway(t *testing.T, queues, memory int, port, extra string) *rig {
 	t.Helper()
 	need(t, "qemu")
-	dir := t.TempDir()
-	init := build(t, dir, "init", "build", "./guest")
-	binary := build(t, dir, "penstock", "build", "../../cmd/penstock")
 	l := labtest.NewForTest(t)
 	g := &rig{t: t, port: port, queues: queues}
 	var lan, wan nic
 	g.client, lan = host(t, l, "client", "02:00:00:00:4d:11", netip.MustParsePrefix("10.77.0.1/24"), queues)
 	g.server, wan = host(t, l, "server", "02:00:00:00:4d:12", netip.MustParsePrefix("10.77.0.2/24"), queues)
 	lan.extra, wan.extra = extra, extra
-	g.m = boot(t, options{kernel: "newest", files: map[string]string{"init": init, "penstock": binary}, nics: []nic{lan, wan}, cpus: 2, memory: memory})
+	g.m = boot(t, options{kernel: "newest", files: programs(t), nics: []nic{lan, wan}, cpus: 2, memory: memory})
 	for _, name := range []string{"eth0", "eth1"} {
 		g.set(name, "up")
 		g.set(name, "queues", fmt.Sprint(queues))
@@ -207,7 +285,11 @@ type daemon struct {
 // run starts the appliance, and checks the mode of its sockets.
 func (g *rig) run(onExit string) daemon {
 	g.t.Helper()
-	g.m.write("/run/vm.toml", config(g.port, onExit))
+	toml := config(g.port, onExit)
+	if g.chains != "" {
+		toml = fmt.Appendf(nil, head+g.chains, g.port, onExit)
+	}
+	g.m.write("/run/vm.toml", toml)
 	var d daemon
 	began := time.Now()
 	d.run, d.pid = g.m.start("/penstock", "run", "/run/vm.toml")

@@ -170,7 +170,8 @@ func TestPackage(t *testing.T) {
 	}
 	_ = os.Remove(m.path("/etc/penstock/edge.toml"))
 	m.do("dpkg", "--purge", "penstock")
-	for _, path := range []string{"/usr/bin/penstock", "/etc/penstock", "/usr/share/penstock", "/var/log/penstock", "/var/lib/penstock", "/run/penstock", "/sys/fs/bpf/edge"} {
+	for _, path := range []string{"/usr/bin/penstock", "/etc/penstock", "/usr/share/penstock", "/var/log/penstock", "/var/lib/penstock", "/run/penstock", "/sys/fs/bpf/edge",
+		"/etc/systemd/system/multi-user.target.wants/penstock@edge.service"} {
 		if _, err := os.Lstat(m.path(path)); err == nil {
 			t.Errorf("%s is still there", path)
 		}

@@ -229,6 +229,9 @@ func (s *Steerer) settle() error {
 	}
 	var moved []move
 	err := s.eachFlow(func(k *steerFlowKey, v *steerFlow) bool {
+		if v.Chain == NoChain {
+			return true
+		}
 		to := -1
 		if int(v.Chain) < len(now) {
 			to = now[v.Chain]

@@ -14,7 +14,7 @@ type FlowCounts struct {
 // ChainFlows are the flows of one chain.
 type ChainFlows struct {
 	Chain                    int
-	ToChain, Bypass, Dropped int // by the Action of their packets
+	ToChain, Bypass, Dropped int // by the Action of their packets; Bypass counts those that have Passed, too
 }
 
 const (
@@ -98,7 +98,7 @@ func (n *countTable) counts() *FlowCounts {
 		if by == [numActions]uint32{} {
 			continue
 		}
-		f := ChainFlows{Chain: i, ToChain: int(by[ToChain]), Bypass: int(by[Bypass]), Dropped: int(by[Drop])}
+		f := ChainFlows{Chain: i, ToChain: int(by[ToChain]), Bypass: int(by[Bypass] + by[Passed]), Dropped: int(by[Drop])}
 		c.ByChain = append(c.ByChain, f)
 		c.Flows += f.ToChain + f.Bypass + f.Dropped
 	}

@@ -61,7 +61,7 @@ type EndedFlow struct {
 	LastSeen                 time.Duration // last packet of either direction
 	Chain                    uint16
 	Hash                     uint32
-	Action                   Action // ToChain; Bypass or Drop if it was offloaded
+	Action                   Action // ToChain; Bypass or Drop if it was offloaded; Passed
 }
 
 // EndReason says why a flow ended.

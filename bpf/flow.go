@@ -30,9 +30,9 @@ func (k FlowKey) Reverse() FlowKey {
 // FlowEntry is one direction of a flow that belongs to a chain. Times are CLOCK_MONOTONIC, as Now returns it.
 type FlowEntry struct {
 	FlowKey
-	Chain    uint16
+	Chain    uint16 // or NoChain
 	Hash     uint32 // FlowHash: equal in both directions
-	Action   Action // ToChain; Bypass or Drop if the flow is offloaded
+	Action   Action // ToChain; Bypass or Drop if the flow is offloaded; Passed
 	Rewrites bool   // it was offloaded with a rewrite
 	Reply    bool   // not the direction that began the flow
 	InPort   int    // port the last packet of this direction arrived at, -1: none did yet

@@ -14,6 +14,23 @@ const (
 	ToChain Action = iota // both directions of the flow go to the AF_XDP socket, marked with Rule.Chain
 	Bypass                // default action
 	Drop
+
+	// Passed is what some flows are, and no rule asks for: as Bypass, but it was not the chain that let the flow go. It began, or went on, while
+	// the worker was silent; or it is remembered only so that what follows is not taken for midstream (NoChain).
+	Passed
+)
+
+// NoChain is the FlowEntry.Chain of a flow that no rule has sent to a chain: with MidstreamDrop, TCP connections that are bypassed.
+const NoChain = 0xffff
+
+// Depth is what a chain does with TCP connections. It decides what becomes of them while its worker is silent (Options.Silence) and OnExit
+// is open.
+type Depth uint8
+
+const (
+	Forwards   Depth = iota // their packets pass, and the chain goes on with them later
+	Inspects                // their packets pass, and they are bypassed from then on
+	Terminates              // their packets are dropped, but for the SYN of one that has not begun, which is bypassed from then on
 )
 
 // Protocol numbers with a meaning of their own in rules.
@@ -36,6 +53,7 @@ type Rule struct {
 	DstPorts []PortRange
 	Action   Action
 	Chain    uint16 // for ToChain
+	Depth    Depth  // of the chain
 }
 
 // Entry is one flattened rule, as the program reads it.
@@ -72,6 +90,9 @@ func (r *Rule) compile(ports int) ([]Entry, error) {
 	}
 	if r.Action > Drop {
 		return nil, fmt.Errorf("unknown action %d", r.Action)
+	}
+	if r.Depth > Terminates {
+		return nil, fmt.Errorf("unknown depth %d", r.Depth)
 	}
 	hasPorts := len(r.SrcPorts)+len(r.DstPorts) > 0
 	if hasPorts && r.Proto != 0 && r.Proto != ProtoTCP && r.Proto != ProtoUDP {
@@ -116,7 +137,7 @@ func (r *Rule) compile(ports int) ([]Entry, error) {
 }
 
 func (r *Rule) entry(family uint8, src, dst netip.Prefix, sp, dp PortRange, hasPorts bool) Entry {
-	e := Entry{Chain: r.Chain, Action: uint8(r.Action), SportLo: sp.Lo, SportHi: sp.Hi, DportLo: dp.Lo, DportHi: dp.Hi}
+	e := Entry{Chain: r.Chain, Action: uint8(r.Action), Depth: uint8(r.Depth), SportLo: sp.Lo, SportHi: sp.Hi, DportLo: dp.Lo, DportHi: dp.Hi}
 	if r.From >= 0 {
 		e.From, e.FromMask = uint16(r.From), 0xffff
 	}

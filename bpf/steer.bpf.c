@@ -72,16 +72,30 @@ static __always_inline int deliver_routed(struct xdp_md *ctx, __u16 chain, __u32
 	return steer_exit(ctx, VERDICT_SOCKET, reason);
 }
 
-static __always_inline int deliver(struct xdp_md *ctx, __u16 chain, __u32 hash, __u64 now, enum reason reason, struct route *r,
-				   bool note)
+static __always_inline int deliver_to(struct xdp_md *ctx, enum listener l, __u16 chain, __u32 hash, enum reason reason, struct route *r,
+				      bool note)
 {
-	enum listener l = find_listener(ctx, now);
-
 	if (l != LISTENER_THERE)
 		return steer_unheard(ctx, l);
 	if (default_action == DEFAULT_ROUTE && route_ask(ctx, r, note) == ROUTE_PASS)
 		return steer_exit(ctx, VERDICT_PASS, r->reason);
 	return deliver_routed(ctx, chain, hash, reason, r);
+}
+
+static __always_inline int deliver(struct xdp_md *ctx, __u16 chain, __u32 hash, __u64 now, enum reason reason, struct route *r,
+				   bool note)
+{
+	return deliver_to(ctx, find_listener(ctx, now), chain, hash, reason, r, note);
+}
+
+/* Remembers a TCP connection whose SYN takes the default action: what follows it does too, until it ends. Without room it is not. */
+static __always_inline void steer_remember(struct xdp_md *ctx, struct packet *p, __u16 chain, __u32 hash, __u64 now)
+{
+	p->chain = chain;
+	p->passed = 1;
+	p->len = frame_len(ctx);
+	if (flow_install(p, hash, now) == INSTALLED && chain != NO_CHAIN)
+		event_flow_began(p, now, chain);
 }
 
 /* A TCP segment of a flow that nobody saw begin, unless the rules are to decide on it. */
@@ -109,7 +123,10 @@ static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, 
 	if (middle && !cookies && midstream != MIDSTREAM_INSPECT)
 		return steer_midstream(ctx, p, now, REASON_MIDSTREAM);
 	rule = rule_find(p);
-	action = rule == NO_MATCH ? ACTION_BYPASS : rule >> 16;
+	action = rule == NO_MATCH ? ACTION_BYPASS : rule >> 16 & 0xff;
+	p->depth = rule == NO_MATCH ? DEPTH_FORWARD : rule >> 24;
+	if (rule != NO_MATCH)
+		rule &= 0xffff;
 	if (cookies) {
 		int cookie = action == ACTION_CHAIN ? cookie_check(ctx, p, rule, now) : COOKIE_NONE;
 
@@ -118,6 +135,9 @@ static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, 
 	}
 	if (action == ACTION_BYPASS) {
 		fragment_note(p, ACTION_BYPASS, 0, 0);
+		/* Else its next segment would be one of a flow that nobody saw begin. */
+		if (midstream == MIDSTREAM_DROP && p->key.proto == PROTO_TCP)
+			steer_remember(ctx, p, NO_CHAIN, hash, now);
 		return steer_default(ctx, rule == NO_MATCH ? REASON_NO_RULE : REASON_RULE_BYPASS);
 	}
 	if (action == ACTION_DROP) {
@@ -125,10 +145,15 @@ static __always_inline int steer_new_flow(struct xdp_md *ctx, struct packet *p, 
 		fragment_note(p, ACTION_DROP, 0, 0);
 		return steer_exit(ctx, VERDICT_DROP, REASON_RULE_DROP);
 	}
-	/* Nobody listens: remember nothing, or a daemon that comes later would get flows it did not see begin. */
+	/* Nobody listens: what passes is remembered as such where somebody might take its SYN, sent again, for the first one, or drop what follows. */
 	listener = find_listener(ctx, now);
-	if (listener != LISTENER_THERE)
+	if (listener != LISTENER_THERE) {
+		if (listener == LISTENER_SILENT && on_exit == ON_EXIT_OPEN && cookie_helpers && p->cookie)
+			return steer_exit(ctx, VERDICT_DROP, REASON_WORKER_SILENT_HELD); /* the server knows nothing of it, and would reset it */
+		if (on_exit == ON_EXIT_OPEN && p->key.proto == PROTO_TCP && !middle && (listener == LISTENER_SILENT || midstream == MIDSTREAM_DROP))
+			steer_remember(ctx, p, rule, hash, now);
 		return steer_unheard(ctx, listener);
+	}
 	p->chain = rule;
 	if (default_action == DEFAULT_ROUTE && route_ask(ctx, r, true) == ROUTE_PASS)
 		return steer_exit(ctx, VERDICT_PASS, r->reason);
@@ -168,7 +193,7 @@ static __always_inline int steer_offloaded(struct xdp_md *ctx, __u64 decision, _
 	/* Before anything is changed: what the kernel says of a packet quotes it, and its sender has to know it again. */
 	if (routed && route_ask(ctx, r, note) == ROUTE_PASS)
 		return steer_exit(ctx, VERDICT_PASS, r->reason);
-	if (decision >> DECISION_REWRITE_SHIFT) {
+	if (decision >> DECISION_REWRITE_SHIFT && decision_action(decision) != ACTION_PASSED) {
 		enum translated t = translate(ctx, decision);
 
 		if (t != TRANSLATED)
@@ -186,22 +211,32 @@ static __always_inline int steer_flow(struct xdp_md *ctx, struct packet *p, stru
 	struct flow *f = bpf_map_lookup_elem(&flows, &p->key);
 	__u64 now = bpf_ktime_get_coarse_ns();
 	bool note, anew;
+	enum listener l;
 	__u64 decision;
 
+	if (f && f->chain == NO_CHAIN && is_pure_syn(p) && flow_begins_again(p, f))
+		f = NULL;
 	if (!f)
 		return steer_new_flow(ctx, p, r, now);
 	note = flow_note(f, now);
 	anew = flow_count(ctx, p, f, frame_len(ctx), now);
 	decision = decision_of(f);
 	if (decision_action(decision) != ACTION_CHAIN) {
-		if (!is_pure_syn(p)) {
+		bool passed = decision_action(decision) == ACTION_PASSED;
+
+		/* The SYN of a connection that has passed is that SYN again, as long as the client has acknowledged nothing. */
+		if (!is_pure_syn(p) || (passed && (f->chain == NO_CHAIN || (!anew && !f->tracked)))) {
 			fragment_note(p, decision, f->chain, f->hash);
-			return steer_offloaded(ctx, decision, f->chain, f->hash, now, REASON_FLOW_OFFLOADED, r, note, true);
+			return steer_offloaded(ctx, decision, f->chain, f->hash, now, passed ? REASON_FLOW_PASSED : REASON_FLOW_OFFLOADED, r, note,
+					       true);
 		}
 		flow_recall(p, f, decision);
 	}
 	fragment_note(p, ACTION_CHAIN, f->chain, f->hash);
-	return deliver(ctx, f->chain | (anew ? META_ANEW : 0), f->hash, now, REASON_FLOW_KNOWN, r, note);
+	l = find_listener(ctx, now);
+	if (l == LISTENER_SILENT && on_exit == ON_EXIT_OPEN && p->key.proto == PROTO_TCP && !flow_passes(p, f))
+		return steer_exit(ctx, VERDICT_DROP, REASON_WORKER_SILENT_HELD);
+	return deliver_to(ctx, l, f->chain | (anew ? META_ANEW : 0), f->hash, REASON_FLOW_KNOWN, r, note);
 }
 
 static __always_inline int steer_fragment(struct xdp_md *ctx, struct packet *p, struct route *r)
@@ -232,6 +267,8 @@ static __always_inline int steer_icmp_error(struct xdp_md *ctx, struct packet *p
 	}
 	if (!f)
 		return steer_default(ctx, REASON_ICMP_ERROR_UNKNOWN);
+	if (decision_action(decision_of(f)) == ACTION_PASSED)
+		return steer_default(ctx, REASON_FLOW_PASSED);
 	return deliver(ctx, f->chain, f->hash, bpf_ktime_get_coarse_ns(), REASON_ICMP_ERROR, r, false);
 }
 

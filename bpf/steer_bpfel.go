@@ -99,7 +99,7 @@ type steerEndWork struct {
 	Count    uint32
 	Job      [16384]steerEndJob
 	Counting uint32
-	Flows    [1024][3]uint32
+	Flows    [1024][4]uint32
 	_        [4]byte
 }
 
@@ -135,7 +135,8 @@ type steerFlow struct {
 	InPort   uint16
 	Reply    uint8
 	Tracked  uint8
-	Pad      [2]uint8
+	Depth    uint8
+	Pad      uint8
 	Next     uint32
 	Acked    uint32
 }
@@ -318,53 +319,55 @@ const (
 	steerReasonREASON_REWRITE_STALE        steerReason = 5
 	steerReasonREASON_NO_METADATA          steerReason = 6
 	steerReasonREASON_FLOW_OFFLOADED       steerReason = 7
-	steerReasonREASON_NOT_IP               steerReason = 8
-	steerReasonREASON_VLAN_DEPTH           steerReason = 9
-	steerReasonREASON_NO_RULE              steerReason = 10
-	steerReasonREASON_NO_SOCKET_OPEN       steerReason = 11
-	steerReasonREASON_WORKER_SILENT_OPEN   steerReason = 12
-	steerReasonREASON_FLOW_TABLE_FULL      steerReason = 13
-	steerReasonREASON_FLOW_CONFLICT        steerReason = 14
-	steerReasonREASON_FRAGMENT_UNKNOWN     steerReason = 15
-	steerReasonREASON_ICMP_ERROR_UNKNOWN   steerReason = 16
-	steerReasonREASON_ICMP_NEIGHBOR        steerReason = 17
-	steerReasonREASON_RULE_BYPASS          steerReason = 18
-	steerReasonREASON_RULE_DROP            steerReason = 19
-	steerReasonREASON_MIDSTREAM            steerReason = 20
-	steerReasonREASON_SYN_COOKIE_SENT      steerReason = 21
-	steerReasonREASON_SYN_COOKIE_GOOD      steerReason = 22
-	steerReasonREASON_SYN_COOKIE_BAD       steerReason = 23
-	steerReasonREASON_NO_SOCKET_CLOSED     steerReason = 24
-	steerReasonREASON_WORKER_SILENT_CLOSED steerReason = 25
-	steerReasonREASON_NO_PEER              steerReason = 26
-	steerReasonREASON_TRUNCATED            steerReason = 27
-	steerReasonREASON_IP_VERSION           steerReason = 28
-	steerReasonREASON_IP_HEADER_LENGTH     steerReason = 29
-	steerReasonREASON_IP_LENGTH            steerReason = 30
-	steerReasonREASON_IP6EXTENSIONS        steerReason = 31
-	steerReasonREASON_TINY_FRAGMENT        steerReason = 32
-	steerReasonREASON_TCP_OFFSET           steerReason = 33
-	steerReasonREASON_UDP_LENGTH           steerReason = 34
-	steerReasonREASON_GATE_DENIED          steerReason = 35
-	steerReasonREASON_GATE_RATE_PACKETS    steerReason = 36
-	steerReasonREASON_GATE_RATE_BYTES      steerReason = 37
-	steerReasonREASON_GATE_RATE_SYNS       steerReason = 38
-	steerReasonREASON_GATE_LAND            steerReason = 39
-	steerReasonREASON_GATE_TCP_FLAGS       steerReason = 40
-	steerReasonREASON_GATE_SOURCE          steerReason = 41
-	steerReasonREASON_GATE_TINY_FRAGMENT   steerReason = 42
-	steerReasonREASON_GATE_LENGTH          steerReason = 43
-	steerReasonREASON_GATE_IP_OPTIONS      steerReason = 44
-	steerReasonREASON_ROUTE_FRAME          steerReason = 45
-	steerReasonREASON_ROUTE_TTL            steerReason = 46
-	steerReasonREASON_ROUTE_TOO_BIG        steerReason = 47
-	steerReasonREASON_ROUTE_NONE           steerReason = 48
-	steerReasonREASON_ROUTE_DISABLED       steerReason = 49
-	steerReasonREASON_ROUTE_NO_NEIGHBOR    steerReason = 50
-	steerReasonREASON_ROUTE_OFF_PORT       steerReason = 51
-	steerReasonREASON_ROUTE_BY_KERNEL      steerReason = 52
-	steerReasonREASON_ROUTE_INJECTED       steerReason = 53
-	steerReasonREASON_COUNT                steerReason = 54
+	steerReasonREASON_FLOW_PASSED          steerReason = 8
+	steerReasonREASON_NOT_IP               steerReason = 9
+	steerReasonREASON_VLAN_DEPTH           steerReason = 10
+	steerReasonREASON_NO_RULE              steerReason = 11
+	steerReasonREASON_NO_SOCKET_OPEN       steerReason = 12
+	steerReasonREASON_WORKER_SILENT_OPEN   steerReason = 13
+	steerReasonREASON_FLOW_TABLE_FULL      steerReason = 14
+	steerReasonREASON_FLOW_CONFLICT        steerReason = 15
+	steerReasonREASON_FRAGMENT_UNKNOWN     steerReason = 16
+	steerReasonREASON_ICMP_ERROR_UNKNOWN   steerReason = 17
+	steerReasonREASON_ICMP_NEIGHBOR        steerReason = 18
+	steerReasonREASON_RULE_BYPASS          steerReason = 19
+	steerReasonREASON_RULE_DROP            steerReason = 20
+	steerReasonREASON_MIDSTREAM            steerReason = 21
+	steerReasonREASON_SYN_COOKIE_SENT      steerReason = 22
+	steerReasonREASON_SYN_COOKIE_GOOD      steerReason = 23
+	steerReasonREASON_SYN_COOKIE_BAD       steerReason = 24
+	steerReasonREASON_NO_SOCKET_CLOSED     steerReason = 25
+	steerReasonREASON_WORKER_SILENT_HELD   steerReason = 26
+	steerReasonREASON_WORKER_SILENT_CLOSED steerReason = 27
+	steerReasonREASON_NO_PEER              steerReason = 28
+	steerReasonREASON_TRUNCATED            steerReason = 29
+	steerReasonREASON_IP_VERSION           steerReason = 30
+	steerReasonREASON_IP_HEADER_LENGTH     steerReason = 31
+	steerReasonREASON_IP_LENGTH            steerReason = 32
+	steerReasonREASON_IP6EXTENSIONS        steerReason = 33
+	steerReasonREASON_TINY_FRAGMENT        steerReason = 34
+	steerReasonREASON_TCP_OFFSET           steerReason = 35
+	steerReasonREASON_UDP_LENGTH           steerReason = 36
+	steerReasonREASON_GATE_DENIED          steerReason = 37
+	steerReasonREASON_GATE_RATE_PACKETS    steerReason = 38
+	steerReasonREASON_GATE_RATE_BYTES      steerReason = 39
+	steerReasonREASON_GATE_RATE_SYNS       steerReason = 40
+	steerReasonREASON_GATE_LAND            steerReason = 41
+	steerReasonREASON_GATE_TCP_FLAGS       steerReason = 42
+	steerReasonREASON_GATE_SOURCE          steerReason = 43
+	steerReasonREASON_GATE_TINY_FRAGMENT   steerReason = 44
+	steerReasonREASON_GATE_LENGTH          steerReason = 45
+	steerReasonREASON_GATE_IP_OPTIONS      steerReason = 46
+	steerReasonREASON_ROUTE_FRAME          steerReason = 47
+	steerReasonREASON_ROUTE_TTL            steerReason = 48
+	steerReasonREASON_ROUTE_TOO_BIG        steerReason = 49
+	steerReasonREASON_ROUTE_NONE           steerReason = 50
+	steerReasonREASON_ROUTE_DISABLED       steerReason = 51
+	steerReasonREASON_ROUTE_NO_NEIGHBOR    steerReason = 52
+	steerReasonREASON_ROUTE_OFF_PORT       steerReason = 53
+	steerReasonREASON_ROUTE_BY_KERNEL      steerReason = 54
+	steerReasonREASON_ROUTE_INJECTED       steerReason = 55
+	steerReasonREASON_COUNT                steerReason = 56
 )
 
 type steerRewrite struct {
@@ -429,7 +432,8 @@ type steerRule struct {
 	Chain      uint16
 	Action     uint8
 	Ports      uint8
-	Pad        uint32
+	Depth      uint8
+	Pad        [3]uint8
 }
 
 type steerRuleList struct {

@@ -33,7 +33,7 @@ const (
 	endSize     = endFlows + maxCountedChains*numActions*4 + 4
 
 	maxCountedChains = 1024
-	numActions       = 3
+	numActions       = 4
 )
 
 // Shifts in a decision (bpf/include/types.h).

@@ -131,13 +131,15 @@ static __noinline bool flow_reopen(struct packet *p, struct flow *f, __u64 now)
 	if (!r) {
 		struct flow reply = {
 			/* The two elements of a slot are neighbours. */
-			.decision = decision_to_chain(decision) ? decision_to_chain(decision) ^ 1 << DECISION_REWRITE_SHIFT : 0,
+			.decision = (decision_to_chain(decision) ? decision_to_chain(decision) ^ 1 << DECISION_REWRITE_SHIFT : 0) |
+				    (decision_action(decision) == ACTION_PASSED ? ACTION_PASSED : 0),
 			.start = f->start,
 			.last_seen = now,
 			.hash = f->hash,
 			.chain = f->chain,
 			.in_port = NO_PORT,
 			.reply = !f->reply,
+			.depth = f->depth,
 		};
 
 		bpf_map_update_elem(&flows, &other_way, &reply, BPF_NOEXIST);
@@ -182,6 +184,46 @@ static __noinline void flow_recall(struct packet *p, struct flow *f, __u64 decis
 	r = bpf_map_lookup_elem(&flows, &other_way);
 	if (r)
 		flow_to_chain(r, decision_of(r));
+}
+
+/* The worker is silent, and on_exit open: whether a TCP packet of a flow of its chain passes. What is forwarded or inspected does. An
+ * inspected connection is bypassed from then on: its stages have missed something. A terminated one is two, and their packets mean nothing to
+ * the other end: they are dropped and will be sent again. But its SYN passes, if the server has not been heard of: it may lie in the socket,
+ * and nobody has told the client anything. From then on the connection is that of the ends, whatever the worker does when it comes back. */
+static __noinline bool flow_passes(struct packet *p, struct flow *f)
+{
+	__u64 decision = decision_of(f);
+	struct flow_key other_way;
+	struct flow *r;
+
+	if (f->depth == DEPTH_FORWARD)
+		return true;
+	flow_other(&p->key, decision, &other_way);
+	r = bpf_map_lookup_elem(&flows, &other_way);
+	if (f->depth == DEPTH_TERMINATE && (!is_pure_syn(p) || f->reply || f->tracked || (r && r->packets)))
+		return false;
+	__sync_val_compare_and_swap(&f->decision, decision, decision_to_chain(decision) | ACTION_PASSED);
+	if (r) {
+		decision = decision_of(r);
+		__sync_val_compare_and_swap(&r->decision, decision, decision_to_chain(decision) | ACTION_PASSED);
+	}
+	return true;
+}
+
+/* A SYN of a flow that no rule has sent to a chain: whether it begins another connection than the one that is remembered, which is then
+ * forgotten. */
+static __noinline bool flow_begins_again(struct packet *p, struct flow *f)
+{
+	struct flow_key other_way;
+	struct flow *r;
+
+	flow_reverse(&p->key, &other_way);
+	r = bpf_map_lookup_elem(&flows, &other_way);
+	if (!f->tracked && !((f->tcp_flags | (r ? r->tcp_flags : 0)) & (TCP_FIN | TCP_RST)))
+		return false;
+	bpf_map_delete_elem(&flows, &p->key);
+	bpf_map_delete_elem(&flows, &other_way);
+	return true;
 }
 
 /* How far from what is known of a direction its numbers may lie: more than what is lost in a row, and as little as can be, for it is what
@@ -313,8 +355,10 @@ static __noinline enum installed flow_install(struct packet *p, __u32 hash, __u6
 	struct flow entry = {
 		.start = now,
 		.last_seen = now,
+		.decision = p->passed ? ACTION_PASSED : ACTION_CHAIN,
 		.hash = hash,
 		.chain = p->chain,
+		.depth = p->depth,
 	};
 	int order = flow_order(&p->key);
 	bool lower = order <= 0;

@@ -42,6 +42,8 @@ struct packet {
 	__u8 cookie : 1;   /* gives back a good SYN cookie, */
 	__u8 size : 2;     /* which stands for this segment size */
 	__u8 tcp_flags;
+	__u8 depth : 2;  /* enum depth, of the chain that a rule has named */
+	__u8 passed : 1; /* a new flow is to begin as ACTION_PASSED */
 };
 
 struct cursor {

@@ -16,6 +16,7 @@
 	X(NO_METADATA)     /* went to the socket without metadata: the driver has no room for it */                                        \
 	/* default action, or drop: what the flow's stages decided for all its packets */                                                  \
 	X(FLOW_OFFLOADED)  /* no stage wants the flow any more */                                                                          \
+	X(FLOW_PASSED)     /* the flow began, or went on, where no chain saw it: it is bypassed until it ends */                            \
 	/* default action */                                                                                                               \
 	X(NOT_IP)          /* ARP, LLDP, STP, MPLS, ...: neither IPv4 nor IPv6 */                                                          \
 	X(VLAN_DEPTH)      /* more than two VLAN tags */                                                                                   \
@@ -37,6 +38,7 @@
 	X(SYN_COOKIE_BAD) /* as midstream: a segment of an unknown flow that does not */                                                           \
 	/* drop */                                                                                                                         \
 	X(NO_SOCKET_CLOSED) /* wanted by a chain, but nobody listens on the queue; on_exit = closed */                                     \
+	X(WORKER_SILENT_HELD) /* of a connection that the silent worker terminates, or was given to begin; on_exit = open */               \
 	X(WORKER_SILENT_CLOSED) /* there is a socket, but the worker behind it does not work; on_exit = closed */                          \
 	X(NO_PEER)          /* bridge mode, but the peer port is gone */                                                                   \
 	/* malformed: default action, or drop with malformed = drop */                                                                     \

@@ -23,7 +23,7 @@ static __always_inline __u32 rule_differs(const struct rule *r, const struct flo
 
 enum { NO_MATCH = -1 };
 
-/* The first rule that matches the packet: its action << 16 | its chain, or NO_MATCH. A global function (see parse.h). */
+/* The first rule that matches the packet: its chain's depth << 24 | its action << 16 | its chain, or NO_MATCH. A global function (see parse.h). */
 __noinline int rule_find(const struct packet *p)
 {
 	const struct flow_key *k;
@@ -47,7 +47,7 @@ __noinline int rule_find(const struct packet *p)
 		    ((k->family ^ r->family) & r->family_mask))
 			continue;
 		if (!rule_differs(r, k, ports, sport, dport))
-			return r->action << 16 | r->chain;
+			return r->depth << 24 | r->action << 16 | r->chain;
 	}
 	return NO_MATCH;
 }

@@ -32,7 +32,15 @@ enum action {
 	ACTION_CHAIN,
 	ACTION_BYPASS,
 	ACTION_DROP,
+	ACTION_PASSED, /* of flows only: as ACTION_BYPASS, but no chain has let go of it: its connection began, or went on, where nobody saw it */
 	ACTION_COUNT,
+};
+
+/* What a chain does with TCP, and so what becomes of its connections while its worker is silent (flow_passes in flow.h). */
+enum depth {
+	DEPTH_FORWARD,
+	DEPTH_INSPECT,
+	DEPTH_TERMINATE,
 };
 
 /* Options (const volatile, set before load). */
@@ -74,11 +82,14 @@ struct flow_key {
 };
 _Static_assert(sizeof(struct flow_key) == 44, "flow_key has no hidden padding");
 
-enum { NO_PORT = 0xffff };
+enum {
+	NO_PORT = 0xffff,
+	NO_CHAIN = 0xffff, /* of a flow that no rule has sent to a chain, and that is remembered all the same */
+};
 
 /* What becomes of a flow's packets, in one word: it is read once and written in one store, so that a packet meets the old
  * decision or the new one, never half of one. Zero is ACTION_CHAIN.
- *	bits  0..7   enum action: ACTION_CHAIN; or, offloaded, ACTION_BYPASS or ACTION_DROP
+ *	bits  0..7   enum action: ACTION_CHAIN; or, offloaded, ACTION_BYPASS or ACTION_DROP; or ACTION_PASSED, which rewrites nothing
  *	bits  8..15  1 + port to leave by; 0: the default action
  *	bits 16..39  element of rewrites, 0: none. Kept by a flow that goes to its chain again: it names the other direction
  *	bits 40..63  generation that the element must have */
@@ -103,7 +114,8 @@ struct flow {
 	__u16 in_port;   /* port this direction last arrived at, NO_PORT before its first packet */
 	__u8 reply;      /* 1: the direction that did not begin the flow */
 	__u8 tracked;    /* 1: the next two are known, host byte order, as this direction's packets arrive */
-	__u8 pad[2];
+	__u8 depth;      /* enum depth */
+	__u8 pad;
 	__u32 next;      /* one beyond the highest sequence number */
 	__u32 acked;     /* the highest acknowledgment */
 };
@@ -191,7 +203,8 @@ struct rule {
 	__u16 chain; /* for ACTION_CHAIN */
 	__u8 action; /* enum action */
 	__u8 ports;  /* 1: the port ranges count, and only TCP and UDP can match; 0: they do not */
-	__u32 pad;
+	__u8 depth;  /* enum depth, of the chain */
+	__u8 pad[3];
 };
 _Static_assert(sizeof(struct rule) == 88, "rule has no hidden padding");
 

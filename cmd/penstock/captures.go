@@ -200,7 +200,7 @@ func (a *appliance) pullUp(l *liveCapture) error {
 	err := a.steerer.Flows(func(e bpf.FlowEntry) bool {
 		f := wireFlow(e.FlowKey)
 		switch {
-		case e.Reply || e.Action == bpf.ToChain || !l.Wants(&f):
+		case e.Reply || e.Action == bpf.ToChain || e.Action == bpf.Passed || !l.Wants(&f):
 		case e.Rewrites:
 			spliced++
 		case len(flows) == maxPulled:

@@ -302,7 +302,7 @@ func add(n *control.Depths, f *seenFlow, d pipeline.Depth) {
 
 // depths counts the flows of all chains, by number.
 func (a *appliance) depths() (byID map[int]control.Depths, all control.Depths, err error) {
-	list, err := a.seen(func(int) bool { return true })
+	list, err := a.seen(func(id int) bool { return id != bpf.NoChain })
 	byID = map[int]control.Depths{}
 	for _, f := range list {
 		d := pipeline.DepthForward

@@ -146,6 +146,9 @@ func (a *appliance) newEnded() *ended {
 
 // add is a callback of bpf.Steerer.
 func (e *ended) add(f *bpf.EndedFlow) {
+	if f.Chain == bpf.NoChain { // of no concern to anybody
+		return
+	}
 	if e.logs {
 		e.record(f)
 	}
@@ -164,7 +167,7 @@ func (e *ended) record(f *bpf.EndedFlow) {
 	switch {
 	case f.Action == bpf.Drop:
 		ev.Depth, ev.Action = pipeline.DepthOffload.String(), "drop"
-	case f.Action == bpf.Bypass:
+	case f.Action == bpf.Bypass, f.Action == bpf.Passed:
 		ev.Depth, ev.Action = pipeline.DepthOffload.String(), "forward"
 	default:
 		if p := e.a.placeOf(int(f.Chain)); p != nil {

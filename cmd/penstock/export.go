@@ -102,7 +102,7 @@ func (a *appliance) export(f *bpf.EndedFlow) {
 	switch f.Action {
 	case bpf.Drop:
 		flow.Forwarding = ipfix.Dropped
-	case bpf.Bypass:
+	case bpf.Bypass, bpf.Passed:
 		flow.Forwarding = ipfix.Forwarded
 	}
 	for _, e := range a.ipfix {

@@ -241,6 +241,9 @@ func (a *appliance) Flows() ([]control.Flow, error) {
 	var flows []control.Flow
 	index := make(map[bpf.FlowKey]int)
 	err := a.steerer.Flows(func(e bpf.FlowEntry) bool {
+		if e.Chain == bpf.NoChain {
+			return true
+		}
 		client := e.FlowKey
 		if e.Reply {
 			client = client.Reverse()
@@ -262,6 +265,8 @@ func (a *appliance) Flows() ([]control.Flow, error) {
 			switch e.Action {
 			case bpf.Bypass:
 				f.Depth, f.Why = pipeline.DepthOffload.String(), ""
+			case bpf.Passed:
+				f.Depth, f.State, f.Why = pipeline.DepthOffload.String(), "passed", ""
 			case bpf.Drop:
 				f.Depth, f.State, f.Why = pipeline.DepthOffload.String(), "dropped", ""
 			}

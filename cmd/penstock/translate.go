@@ -20,6 +20,7 @@ var (
 	malformed    = map[string]bpf.Malformed{config.MalformedForward: bpf.MalformedBypass, config.MalformedDrop: bpf.MalformedDrop}
 	onExits      = map[string]bpf.OnExit{config.OnExitOpen: bpf.OnExitOpen, config.OnExitClosed: bpf.OnExitClosed}
 	protocols    = map[string]uint8{"any": 0, "tcp": bpf.ProtoTCP, "udp": bpf.ProtoUDP, "icmp": bpf.ProtoICMP}
+	ruleDepths   = map[pipeline.Depth]bpf.Depth{pipeline.DepthInspect: bpf.Inspects, pipeline.DepthTerminate: bpf.Terminates}
 	steerActions = map[config.Action]bpf.Action{config.ToChain: bpf.ToChain, config.ToBypass: bpf.Bypass, config.ToDrop: bpf.Drop}
 )
 
@@ -59,6 +60,8 @@ func steerRules(cfg *config.Config) (rules []bpf.Rule) {
 		}
 		if s.To.Action == config.ToChain {
 			r.Chain = uint16(s.To.Chain)
+			depth, _, _ := cfg.Chains[s.To.Chain].Spec.Depth()
+			r.Depth = ruleDepths[depth]
 		}
 		rules = append(rules, r)
 	}

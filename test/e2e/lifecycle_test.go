@@ -615,3 +615,73 @@ func tcpFrame(r *rig, fromClient bool) []byte {
 	copy(tcp[20:], []byte{2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1})
 	return f
 }
+
+// TestMidstreamDrop has what nobody saw begin dropped, and nothing else: connections
+// that no chain wants go on, with the appliance and without it.
+func TestMidstreamDrop(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, lab.InlineOptions{Bridge: true})
+	r.configWith("midstream = \"drop\"", `
+[[steer]]
+proto = "tcp"
+dst_port = [7001]
+to = "bypass"
+[[steer]]
+proto = "tcp"
+dst_port = [7000]
+to = "web"
+[[chain]]
+name = "web"
+  [[chain.stage]]
+  kind = "tcp"
+  depth = "terminate"
+`)
+	ports := []uint16{7000, 7001, 7002} // 7002: no rule
+	for _, port := range ports {
+		r.tcpServer(port)
+	}
+	try := func(port uint16, v6 bool) error {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		return r.client().TCPEcho(ctx, r.addr(v6, port), 200_000)
+	}
+	before, err := r.Client.Dial("tcp", r.addr(false, 7002))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer before.Close()
+	a := r.start()
+	for _, port := range ports {
+		for _, v6 := range []bool{false, true} {
+			if err := try(port, v6); err != nil {
+				t.Errorf("port %d over %s: %v", port, ipName(v6), err)
+			}
+		}
+	}
+	if _, err := io.WriteString(before, "echo\n"); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("segments of the connection from before are dropped", func() error {
+		for _, p := range a.status().Ports {
+			if p.Verdicts["drop"]["midstream"].Packets > 0 {
+				return nil
+			}
+		}
+		return fmt.Errorf("none is")
+	})
+	flows, err := control.NewClient(r.control()).Flows()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range flows {
+		if f.Chain != "web" {
+			t.Errorf("a flow of no chain is listed: %+v", f)
+		}
+	}
+	a.kill()
+	for _, port := range ports {
+		if err := try(port, false); err != nil {
+			t.Errorf("port %d, without the appliance: %v", port, err)
+		}
+	}
+}

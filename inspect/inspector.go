@@ -40,6 +40,7 @@ var (
 	_ pipeline.Ticker     = (*Inspector)(nil)
 	_ pipeline.Drainer    = (*Inspector)(nil)
 	_ pipeline.FlowLister = (*Inspector)(nil)
+	_ pipeline.Waker      = (*Inspector)(nil)
 	_ pipeline.Closer     = (*Inspector)(nil)
 )
 

@@ -76,13 +76,14 @@ var (
 	ReasonGap         = pipeline.DefineReason("tcp_gap", "the receiver has bytes that never came by")
 	ReasonMemory      = pipeline.DefineReason("tcp_memory_limit", "more bytes are on their way than memory or flow_memory allow to remember")
 	ReasonFragment    = pipeline.DefineReason("tcp_fragmented", "a segment in IP fragments, which are not put together at this depth")
+	ReasonSilent      = pipeline.DefineReason("worker_silent", "packets of the connection went past the worker while that was silent; it is bypassed")
 	ReasonHoldTimeout = pipeline.DefineReason("stream_hold_timeout", "a packet waited longer than hold_time for the stream stages")
 )
 
 // Reasons lists what packets and connections may end for.
 func Reasons() []pipeline.Reason {
 	return []pipeline.Reason{
-		ReasonMidstream, ReasonWindow, ReasonConflict, ReasonAfterReset, ReasonGap, ReasonMemory, ReasonFragment, ReasonHoldTimeout,
+		ReasonMidstream, ReasonWindow, ReasonConflict, ReasonAfterReset, ReasonGap, ReasonMemory, ReasonFragment, ReasonHoldTimeout, ReasonSilent,
 		pipeline.ReasonFlowLimit, pipeline.ReasonOutOfState, pipeline.ReasonL4Checksum, pipeline.ReasonHoldFull,
 	}
 }

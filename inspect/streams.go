@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"penstock/internal/wire"
 	"penstock/pipeline"
 )
 
@@ -203,17 +204,38 @@ func (s *Inspector) blind(f *flow, p *pipeline.Packet, why pipeline.Reason) {
 		return
 	}
 	if f.watching > 0 {
-		s.n.sightLost.Add(1)
-		s.counter(s.lost, "sight_lost_", why).Add(1)
-		for i := range f.streams {
-			if l, ok := f.streams[i].s.(pipeline.SightLoser); ok && !f.streams[i].released {
-				l.LoseSight(why, f.last)
-			}
-		}
-		s.release(f)
+		s.loseSight(f, why)
 	}
 	p.Continue()
 	p.Release()
+}
+
+func (s *Inspector) loseSight(f *flow, why pipeline.Reason) {
+	s.n.sightLost.Add(1)
+	s.counter(s.lost, "sight_lost_", why).Add(1)
+	for i := range f.streams {
+		if l, ok := f.streams[i].s.(pipeline.SightLoser); ok && !f.streams[i].released {
+			l.LoseSight(why, f.last)
+		}
+	}
+	s.release(f)
+}
+
+// Woke implements pipeline.Waker. What waits of connections that are bypassed has
+// been sent again, and passed: to deny them now would break what goes on, since a
+// silent worker is to be as if it were not there.
+func (s *Inspector) Woke(passed func(wire.Flow) bool, now int64) {
+	s.recover(now)
+	for _, p := range s.flows.All() {
+		f := *p
+		if f.state.over() || !passed(f.conn.Flow) {
+			continue
+		}
+		for d := range f.half {
+			s.dropHeld(&f.half[d])
+		}
+		s.loseSight(f, ReasonSilent)
+	}
 }
 
 // endStreams tells the streams, once, that the connection is over.

@@ -110,6 +110,7 @@ type Chain struct {
 	observers []Observer
 	listers   []FlowLister
 	enders    []FlowEnder
+	wakers    []Waker
 	closers   []Closer
 }
 
@@ -263,6 +264,9 @@ func (c *Chain) adopt(stage any, slot *stageSlot) {
 	}
 	if s, ok := stage.(FlowEnder); ok {
 		c.enders = append(c.enders, s)
+	}
+	if s, ok := stage.(Waker); ok {
+		c.wakers = append(c.wakers, s)
 	}
 	if s, ok := stage.(Closer); ok {
 		c.closers = append(c.closers, s)

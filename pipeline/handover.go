@@ -49,6 +49,9 @@ func (w *Worker) receiveHandovers() (busy bool) {
 		}
 		if w.batch.Len() > 0 {
 			busy = true
+			if w.turnTime < w.doubt {
+				w.pass(w.batch.All())
+			}
 			w.dispatch(w.batch.All(), false)
 		}
 	}

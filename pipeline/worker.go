@@ -30,6 +30,10 @@ type WorkerOptions struct {
 	// Beat, if there is one, is called on the worker's goroutine at least every
 	// BeatInterval as long as the worker takes turns: a sign of life.
 	Beat func()
+	// Passer, if there is one, knows what goes past the worker when Beat was not
+	// called for longer than Silence.
+	Passer  Passer
+	Silence time.Duration
 	// TimeStages has one turn of timedTurns timed, stage by stage.
 	TimeStages bool
 	// Router is what stages get to know of it in router mode; nil: bridge mode.
@@ -60,6 +64,7 @@ type Worker struct {
 	taps     *taps     // nil: nobody captures
 	lastTick int64
 	lastBeat int64
+	doubt    int64 // until then what comes may be of connections that are bypassed
 	turnTime int64
 	more     bool // the last turn may have left something to do
 
@@ -204,8 +209,7 @@ func (w *Worker) Turn() (busy bool, err error) {
 		w.timeStages(turn%timedTurns == 0)
 	}
 	if w.o.Beat != nil && now-w.lastBeat >= int64(BeatInterval) {
-		w.lastBeat = now
-		w.o.Beat()
+		w.beat(now)
 	}
 	w.more = false
 	open, empty := 0, true
@@ -314,6 +318,9 @@ func (w *Worker) admit(now int64, in PortID) {
 	}
 	w.packets.Add(uint64(len(pkts)))
 	w.bytes.Add(bytes)
+	if now < w.doubt {
+		w.pass(pkts)
+	}
 	w.dispatch(pkts, true)
 }
 

@@ -25,7 +25,7 @@ type counters struct {
 	translated, translatedSlow                           *pipeline.Counter
 	retransmits, timeouts, recoveries, txQueued          *pipeline.Counter
 	cookiesOn, cookieSwitches, cookieFlows, cookieUnlike *pipeline.Counter
-	halfOpenEvicted                                      *pipeline.Counter
+	halfOpenEvicted, passed                              *pipeline.Counter
 }
 
 func newCounters(set *pipeline.CounterSet) counters {
@@ -63,6 +63,7 @@ func newCounters(set *pipeline.CounterSet) counters {
 		flowLimit:     c("tcp_flow_limit", "new connections beyond max_flows"),
 		pendingLimit:  c("tcp_pending_limit", "new connections beyond max_pending"),
 		draining:      c("bypassed_draining", "new connections passed on while the stage was draining"),
+		passed:        c("bypassed_worker_silent", "new connections whose SYN, sent again, went past the worker while it was silent"),
 		bypassedAgain: c("bypassed_again", "repeated SYNs of connections that were bypassed before"),
 		unusable:      c("unsupported_address", "new connections with an address or port that TCP cannot use"),
 		offPort:       c("unsupported_route", "new connections whose server is behind an interface that is no port, in router mode"),

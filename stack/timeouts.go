@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+
+	"penstock/internal/wire"
 )
 
 // timeout ends a flow whose deadline has passed.
@@ -183,4 +185,20 @@ func (s *Stack) oldestLingering() *flow {
 	}
 	s.lingering, s.lingerAt = s.lingering[:0], 0
 	return nil
+}
+
+// Woke forgets the connections that are dialled for clients which have found their
+// way to the server past this worker, while it was silent. Neither end hears of it.
+func (s *Stack) Woke(passed func(wire.Flow) bool, now int64) {
+	s.recover(now)
+	for i := 0; i < len(s.timed); {
+		f := s.timed[i]
+		if f.state != stateDialing || f.cookie != nil || !passed(f.conn.Flow) {
+			i++
+			continue
+		}
+		f.client.mute, f.server.mute = true, true
+		s.n.passed.Add(1)
+		s.forget(f, now) // puts another flow at i
+	}
 }

@@ -54,6 +54,7 @@ type appliance struct {
 
 	watchdog watchdog.Watchdog
 	rings    rings
+	past     []uint64 // by worker: packets past silent ones that it knows of
 	stop     context.CancelFunc
 	running  sync.WaitGroup
 	failed   chan error
@@ -189,6 +190,7 @@ func (a *appliance) buildWorkers() error {
 	for i, n := range a.nics {
 		infos = append(infos, a.portInfo(i, n.queues[0]))
 	}
+	a.past = make([]uint64, workers)
 	for w := range workers {
 		clock := pipeline.Clock()
 		var mine []*afxdp.Port
@@ -218,6 +220,7 @@ func (a *appliance) buildWorkers() error {
 		a.workers = append(a.workers, pipeline.NewWorker(pipeline.WorkerOptions{
 			ID: w, Ports: ports, Infos: infos, Pool: a.memory.Arena.Pool(w), Waiter: waiter, Clock: clock, Log: a.log,
 			Default: pipeline.NoChain, TimeStages: true, Offloader: &offloader{a: a}, Router: a.routing(), Beat: func() { a.beat(w) },
+			Passer: a, Silence: time.Duration(a.cfg.Appliance.Heartbeat),
 		}))
 	}
 	pipeline.Link(a.workers)

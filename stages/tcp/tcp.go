@@ -74,6 +74,7 @@ var (
 	_ pipeline.FlowLister = (*Stage)(nil)
 	_ pipeline.FlowEnder  = (*Stage)(nil)
 	_ pipeline.Adopter    = (*Stage)(nil)
+	_ pipeline.Waker      = (*Stage)(nil)
 	_ pipeline.Closer     = (*Stage)(nil)
 )
 
@@ -114,6 +115,9 @@ func (s *Stage) FlowEnded(f wire.Flow, now int64) { s.stack.FlowEnded(f, now) }
 
 // Adopt implements pipeline.Adopter.
 func (s *Stage) Adopt(f pipeline.AdoptedFlow, now int64) { s.stack.Adopt(f, now) }
+
+// Woke implements pipeline.Waker.
+func (s *Stage) Woke(passed func(wire.Flow) bool, now int64) { s.stack.Woke(passed, now) }
 
 // Close implements pipeline.Closer.
 func (s *Stage) Close() error { return s.stack.Close() }

@@ -8,7 +8,7 @@
 //
 // Its one trap: nothing here runs unless PENSTOCK_VM=1 is set, as `make test-vm`
 // does, since it fetches some 350 MB and takes minutes. `make test` sets it for the
-// smallest zero-copy case alone.
+// smallest zero-copy case and a few rows on the oldest kernel.
 package vm
 
 import (

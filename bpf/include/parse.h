@@ -133,22 +133,35 @@ static __always_inline bool is_extension(__u8 next)
 __noinline int parse_extensions(struct xdp_md *ctx, struct packet *p, __u32 at, __u32 len)
 {
 	bool fragmented = false;
-	__u8 next;
+	__u8 first;
+	int r = PARSED_BAD;
 
 	if (!p)
 		return PARSED_BAD;
-	next = p->key.proto;
-	if (!is_extension(next))
-		goto done;
+	first = p->key.proto;
+	p->at = at;
+	p->len = len;
+	if (!is_extension(first))
+		return PARSED_FLOW;
 	/* The condition stands at the end: in 6.1 a loop that is entered in its middle is one that the verifier refuses (back-edge). */
 	for (int i = 0; i < MAX_IP6_EXTENSIONS; i++) {
-		struct cursor c = cursor_at(ctx, at);
 		struct ip6_extension *x;
+		struct cursor c;
 		__u32 size;
+		__u8 next;
 
+		/* From header to header all goes by way of *p, of whose contents verifiers know nothing. In registers each order of
+		 * headers is a state of its own: 202,338 of the 317,948 instructions that 7.3 looked at were those of this loop. */
+		barrier();
+		next = p->key.proto;
+		at = p->at;
+		len = p->len;
+		c = cursor_at(ctx, at);
 		x = take(&c, sizeof(*x));
-		if (!x || len < sizeof(*x))
-			return cut(p);
+		if (!x || len < sizeof(*x)) {
+			r = cut(p);
+			goto undone;
+		}
 		if (next == PROTO_AH)
 			size = ((__u32)x->length + 2) * 4;
 		else if (next == PROTO_FRAGMENT)
@@ -163,37 +176,36 @@ __noinline int parse_extensions(struct xdp_md *ctx, struct packet *p, __u32 at, 
 			if (!x->kind) /* type 0: RFC 5095 */
 				break;
 			/* Not at its destination yet, and the address of that is not in the IPv6 header: no flow of ours. */
-			goto done;
+			return PARSED_FLOW;
 		}
 		if (next == PROTO_FRAGMENT && fragmented)
 			break;
-		if (size > len)
-			return cut(p);
-		len -= size;
-		at += size;
+		if (size > len) {
+			r = cut(p);
+			goto undone;
+		}
+		p->len = len - size;
+		p->at = at + size;
 		if (next == PROTO_FRAGMENT) {
 			__u32 f = (__u32)x->kind << 8 | x->segments_left;
 
 			fragmented = true;
 			/* Offset 0 and no more: an atomic fragment is a whole packet (RFC 6946). */
 			if (f & (IP6_FRAGMENT_OFFSET | IP6_MORE_FRAGMENTS)) {
-				int r = parse_fragment(p, x->next, f & IP6_FRAGMENT_OFFSET, len, 0, f & IP6_MORE_FRAGMENTS);
-
+				r = parse_fragment(p, x->next, f & IP6_FRAGMENT_OFFSET, len - size, 0, f & IP6_MORE_FRAGMENTS);
 				p->fragment_id = x->fragment_id;
 				if (r != PARSED_FLOW)
-					return r;
+					goto undone;
 			}
 		}
-		next = x->next;
-		if (!is_extension(next))
-			goto done;
+		p->key.proto = x->next;
+		if (!is_extension(x->next))
+			return PARSED_FLOW;
 	}
-	return bad(p, REASON_IP6_EXTENSIONS);
-done:
-	p->key.proto = next;
-	p->at = at;
-	p->len = len;
-	return PARSED_FLOW;
+	r = bad(p, REASON_IP6_EXTENSIONS);
+undone:
+	p->key.proto = first;
+	return r;
 }
 
 /* The packet an ICMP error quotes, at offset at: its header and at least 8 bytes more, usually cut there. Fills key as that packet

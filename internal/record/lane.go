@@ -14,12 +14,13 @@ const (
 	// maxChunks bounds the memory of one lane for one sink: 4 MiB wait there at most.
 	maxChunks = 64
 	// hurryChunks of lines do not wait for more of them.
-	hurryChunks = 4
+	hurryChunks = 8
 )
 
 // Lane records what one goroutine has to say, a worker's. It is a Recorder of its
 // own to the same sinks: events that are Appenders are encoded at once, into memory
-// that is the lane's, and a sink comes for it when some have gathered. There is no
+// that is the lane's, and a sink comes for it when some have gathered, at the latest
+// after 50 ms. There is no
 // lock, nobody is woken for an event, and nothing is allocated for it once the lane
 // has its memory. What does not fit into that is dropped and counted.
 //

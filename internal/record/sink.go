@@ -184,10 +184,10 @@ func (s *sink) turn() bool {
 	case e := <-s.queue:
 		s.encode(e)
 		s.collect()
-		s.linger()
+		s.linger(lingerTime)
 		s.flush()
 	case <-s.bell:
-		s.linger()
+		s.linger(laneLinger)
 		s.gather()
 		s.flush()
 	case reply := <-s.reopened:
@@ -218,14 +218,18 @@ func (s *sink) wait(pause time.Duration) bool {
 // lingerTime is how long the first event of a batch may wait for others. To be
 // woken for each of them, and to write each of them, costs more than to encode
 // them.
-const lingerTime = 20 * time.Millisecond
+const lingerTime = 5 * time.Millisecond
+
+// laneLinger is that for events of lanes, of which there are many or which nobody
+// waits for: each write tells the Go scheduler that there is something to watch over.
+const laneLinger = 50 * time.Millisecond
 
 // linger waits for more events, and collects them.
-func (s *sink) linger() {
+func (s *sink) linger(most time.Duration) {
 	if s.block || len(s.buf) >= batchBytes {
 		return
 	}
-	t := time.NewTimer(lingerTime)
+	t := time.NewTimer(most)
 	defer t.Stop()
 	for {
 		select {

@@ -288,6 +288,7 @@ func (s *Steerer) load() error {
 			return err
 		}
 		s.ports[i].prog, s.makeHeadroom = obj.Steer, obj.MakeHeadroom
+		obj.FrameCopies.Close() // make_headroom has it; else some garbage collection closes it, at a time of its own
 		s.flows, s.frags, s.rules, s.rulesActive = obj.Flows, obj.Fragments, obj.Rules, obj.RulesActive
 		s.sockets, s.beats, s.peers, s.counters = obj.Sockets, obj.Beats, obj.Peers, obj.Counters
 		s.router.macs, s.router.hops, s.router.answers = obj.PortMacs, obj.Hops, obj.RouteAnswers

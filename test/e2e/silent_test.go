@@ -78,12 +78,13 @@ func TestSilent(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		routed bool
+		queues int // and workers
 		port   string
 		down   bool // the link to the server is, while the first of them dial
 		stop   time.Duration
 	}{
 		{name: "bridge", stop: 2500 * time.Millisecond},
-		{name: "short", stop: 1200 * time.Millisecond},
+		{name: "short", stop: 1200 * time.Millisecond, queues: 2},
 		// What the worker has sent, or received, waits in it when it stops.
 		{name: "slow", port: "[port.fault]\ndelay = \"50ms\"\n", stop: 2500 * time.Millisecond},
 		{name: "server away", down: true, stop: 2500 * time.Millisecond},
@@ -96,7 +97,7 @@ func TestSilent(t *testing.T) {
 				r = newRoutedRig(t, lab.RoutedOptions{})
 				r.routes("open", c.port, silentChains)
 			} else {
-				r = newRig(t, lab.InlineOptions{})
+				r = newRig(t, lab.InlineOptions{Veth: lab.VethOptions{Queues: c.queues}})
 				r.config("open", c.port, silentChains)
 			}
 			ports := []uint16{7000, 7001, 7003, 7004}

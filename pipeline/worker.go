@@ -255,6 +255,9 @@ func (w *Worker) Turn() (busy bool, err error) {
 		w.releases.flush(empty)
 		w.more = w.more || len(w.releases.waits) > 0
 	}
+	if w.doubt > now && !empty { // what has waited is not all worked on
+		w.doubt = max(w.doubt, now+int64(doubtTime))
+	}
 	busy = busy || w.more
 	w.more = w.more || !empty
 	if now-w.lastTick >= int64(TickInterval) {

@@ -95,7 +95,7 @@ type talker struct {
 func (k *talker) fails(format string, args ...any) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.broken = append(k.broken, fmt.Sprintf(format, args...))
+	k.broken = append(k.broken, time.Now().UTC().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
 }
 
 // talk holds one connection after the other, each for up to life, until ctx ends.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -144,7 +145,7 @@ func TestSoak(t *testing.T) {
 		t.Errorf("%d goroutines, %d before", s.Goroutines, goroutines)
 	}
 	for name := range dropped {
-		if !soakDrops[name] {
+		if !soakDrops[name] && !(stopping && strings.HasPrefix(name, "queue ")) { // rings are full when nobody takes from them
 			t.Errorf("%d packets dropped as %q, for which there is no cause here", dropped[name], name)
 		}
 	}

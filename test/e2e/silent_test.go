@@ -97,7 +97,7 @@ func TestSilent(t *testing.T) {
 				r = newRoutedRig(t, lab.RoutedOptions{})
 				r.routes("open", c.port, silentChains)
 			} else {
-				r = newRig(t, lab.InlineOptions{Veth: lab.VethOptions{Queues: c.queues}})
+				r = newRig(t, lab.InlineOptions{Veth: lab.VethOptions{Queues: c.queues}, StaticNeigh: c.down})
 				r.config("open", c.port, silentChains)
 			}
 			ports := []uint16{7000, 7001, 7003, 7004}

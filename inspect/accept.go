@@ -191,6 +191,11 @@ func (s *Inspector) pass(f *flow, d pipeline.Direction, p *pipeline.Packet, pos,
 	case len(h.held) > 0 && h.holds(pos, end, fin):
 		s.n.heldRepeated.Add(1)
 		p.Consume()
+		if p.Time-h.heldAt >= int64(repeatWait) && end > h.owed {
+			h.owed = end
+			s.n.heldGone.Add(1)
+			s.flush(f, d)
+		}
 		return
 	case holding && end > h.sent && !h.may(end), len(h.held) > 0 && end > h.sent:
 		s.hold(f, d, p, pos, end, fin)

@@ -10,12 +10,12 @@ type counters struct {
 	idleTimeout, halfClosedTimeout                         *pipeline.Counter
 	denied, holdFull, panicked, sightLost, resetsSent      *pipeline.Counter
 
-	midstream, midstreamInspected, wrongPort  *pipeline.Counter
-	flowLimit, draining, fragmentedSYN        *pipeline.Counter
-	bytesUp, bytesDown                        *pipeline.Counter
-	outOfOrder, repeated, conflicts           *pipeline.Counter
-	urgent, optionsRemoved, synData           *pipeline.Counter
-	held, heldRepeated, heldDropped, noFrames *pipeline.Counter
+	midstream, midstreamInspected, wrongPort            *pipeline.Counter
+	flowLimit, draining, fragmentedSYN                  *pipeline.Counter
+	bytesUp, bytesDown                                  *pipeline.Counter
+	outOfOrder, repeated, conflicts                     *pipeline.Counter
+	urgent, optionsRemoved, synData                     *pipeline.Counter
+	held, heldRepeated, heldGone, heldDropped, noFrames *pipeline.Counter
 }
 
 func newCounters(set *pipeline.CounterSet) counters {
@@ -55,6 +55,7 @@ func newCounters(set *pipeline.CounterSet) counters {
 		synData:        c("syn_data_cut", "SYNs whose payload was cut off: it comes again after the handshake"),
 		held:           c("held", "packets that waited for a stream stage"),
 		heldRepeated:   c("held_repeated", "packets taken out because what they repeat is waiting"),
+		heldGone:       c("held_let_go", "packets that went on before the stages had decided: their sender would have sent nothing else"),
 		heldDropped:    c("held_dropped", "packets that waited and never left: their connection was over"),
 		noFrames:       c("tx_no_frame", "turns that ended with packets waiting because no frame was free"),
 	}

@@ -66,6 +66,7 @@ type half struct {
 	unsynced bool // midstream: position 0 is not known yet
 
 	passed  int64  // up to here the streams let bytes go
+	owed    int64  // up to here they go anyway: their sender waits for their acknowledgment
 	from    int64  // position of look[0]
 	look    []byte // what some stream has not let go yet, up to next
 	held    []held

@@ -1,6 +1,8 @@
 package inspect
 
 import (
+	"time"
+
 	"penstock/internal/wire"
 	"penstock/pipeline"
 )
@@ -20,6 +22,13 @@ const (
 	spareFrames = 1024
 	heldFrame   = 2048 // room of a copy, if that is enough
 )
+
+// repeatWait is after what time a packet that comes again while it waits is let
+// go: then its sender's timer has expired, and it sends nothing else until it has an
+// acknowledgment (RFC 5681 3.1). What the streams wait for would never come. They
+// have the rest to decide on, as that waits: of what they deny, the receiver gets
+// a part. Linux's timer takes 200 ms at least; what is doubled on the way comes at once.
+const repeatWait = 100 * time.Millisecond
 
 // span is a range of positions.
 type span struct{ pos, end int64 }
@@ -67,7 +76,7 @@ func (h *half) reach(end int64) int64 {
 
 // may reports whether a packet that ends at end may pass: what its receiver has
 // then, the streams have let go.
-func (h *half) may(end int64) bool { return h.passed >= h.reach(end) }
+func (h *half) may(end int64) bool { return max(h.passed, h.owed) >= h.reach(end) }
 
 // left notes that a packet up to end has passed. Without holding everything has
 // that is known.

@@ -399,6 +399,49 @@ func TestHold(t *testing.T) {
 	wantResets(t, c, out, 5, 0)
 }
 
+// TestHoldSlowSender: who sends a part, waits, and sends the rest, may not send the
+// rest before the part is acknowledged, once it had to send that again.
+func TestHoldSlowSender(t *testing.T) {
+	whole := func(_ *scripted, _ pipeline.Direction, b []byte) (int, pipeline.StreamVerdict) {
+		switch s := string(b); {
+		case strings.HasSuffix(s, "bad."):
+			return 0, deny(reasonTest)
+		case strings.HasSuffix(s, "."):
+			return len(b), pipeline.StreamVerdict{}
+		}
+		return 0, pipeline.StreamVerdict{}
+	}
+	for _, end := range []string{"good.", "bad."} {
+		b := newBed(t, func(o *Options) { o.Hold = true }, &script{data: whole})
+		c := b.open()
+		first, second := c.frame(up, psh, 0, 0, "a part, "), c.frame(up, psh, 8, 0, "more, ")
+		for _, frame := range [][]byte{first, second, first} {
+			if out := b.send(0, frame); len(out[1]) > 0 {
+				t.Fatalf("it did not wait: %q", summaries(out[1]))
+			}
+			b.now += int64(20 * time.Millisecond)
+		}
+		b.now += int64(repeatWait)
+		if out := b.send(0, first); len(out[1]) != 1 || string(out[1][0]) != string(first) {
+			t.Fatalf("sent again: %q", summaries(out[1]))
+		}
+		b.pass(1, c.frame(down, ack, 0, 8, ""))
+		if n := b.s.n.heldGone.Load(); n != 1 {
+			t.Errorf("%d counted", n)
+		}
+		last := c.frame(up, psh, 14, 0, end)
+		if end == "good." {
+			if out := b.send(0, last); len(out[1]) != 2 || string(out[1][0]) != string(second) || string(out[1][1]) != string(last) {
+				t.Fatalf("got %q", summaries(out[1]))
+			}
+			b.pass(0, second)
+			b.saw(up, "a part, more, good.")
+			continue
+		}
+		wantResets(t, c, b.drop(0, last, reasonTest), 8, 0)
+	}
+}
+
 func TestHoldLimits(t *testing.T) {
 	never := func(_ *scripted, _ pipeline.Direction, b []byte) (int, pipeline.StreamVerdict) {
 		return 0, pipeline.StreamVerdict{}

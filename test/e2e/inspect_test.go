@@ -142,6 +142,35 @@ func TestInspectSegments(t *testing.T) {
 	a.stop()
 }
 
+// TestInspectPause: a client that pauses within the head of a request, for so long
+// that it sends the first part again, has its answer all the same, or its reset.
+func TestInspectPause(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, lab.InlineOptions{})
+	r.config("closed", "", inspectDeny)
+	r.origin(80)
+	a := r.start()
+	for host, allowed := range map[string]bool{"good.example": true, "x.ads.example": false} {
+		conn, err := r.Client.Dial("tcp", r.addr(false, 80))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+		_, _ = io.WriteString(conn, "GET /bytes/1000 HTTP/1.1\r\n")
+		time.Sleep(1200 * time.Millisecond) // what is tested
+		_, _ = io.WriteString(conn, "Host: "+host+"\r\nConnection: close\r\n\r\n")
+		b, err := io.ReadAll(conn)
+		if allowed && (err != nil || !bytes.HasPrefix(b, []byte("HTTP/1.1 200"))) {
+			t.Errorf("%s: %v, %q", host, err, b)
+		}
+		if !allowed && (err == nil || len(b) > 0) {
+			t.Errorf("%s: %v, %q", host, err, b)
+		}
+	}
+	a.stop()
+}
+
 // TestInspectRelease: what is no HTTP is let go of, and leaves user space with
 // both directions; every byte arrives.
 func TestInspectRelease(t *testing.T) {

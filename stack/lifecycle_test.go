@@ -374,7 +374,7 @@ func TestSequential(t *testing.T) {
 func TestConcurrent(t *testing.T) {
 	const size = 20_000
 	connections := 500
-	if underRace {
+	if underRace || testing.Short() { // -short: where the processor is emulated
 		connections = 60
 	}
 	b := newBed(t, bedOptions{frames: 16384})

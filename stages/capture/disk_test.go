@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"penstock/internal/lab/labtest"
 	"penstock/pcap"
 	"penstock/pipeline"
 )
@@ -112,12 +113,7 @@ func TestDirectoryGoesAway(t *testing.T) {
 
 // TestDiskFull captures more than a file system holds.
 func TestDiskFull(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("REQUIRE_PRIV") == "1" {
-			t.Fatal("root is needed to mount a small file system")
-		}
-		t.Skip("root is needed to mount a small file system; a full disk is not tested")
-	}
+	labtest.NeedRoot(t) // to mount a small file system
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2500k"); err != nil {
 		t.Fatalf("mount tmpfs: %v", err)

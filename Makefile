@@ -64,8 +64,8 @@ test-vm: ## zero-copy on a virtual NIC, and old and new kernels (root; QEMU and 
 	PENSTOCK_VM=1 $(GO) test -count 1 -v -timeout 25m ./test/vm $(VM)
 
 .PHONY: test-arm64
-test-arm64: ## vet for arm64, and the unprivileged tests of what depends on the processor, emulated (qemu-user by apt-get download)
-	GO=$(GO) ./test/vm/arm64.sh
+test-arm64: ## vet for arm64, and the tests of all packages as arm64 binaries, emulated, without privileges (qemu-user by apt-get download; minutes, so not in `make test`); ARM64="./xsk ./stack": these only
+	GO=$(GO) ./test/vm/arm64.sh $(ARM64)
 
 bench: build ## Penstock and its peers side by side, in one run (root); BENCH="-quick" and other flags
 	@./test/packages.sh bench

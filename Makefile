@@ -71,6 +71,15 @@ bench: build ## Penstock and its peers side by side, in one run (root); BENCH="-
 	@./test/packages.sh bench
 	./test/bench/run.sh $(BENCH)
 
+.PHONY: pgo
+pgo: build ## profile the gateways under the bench's loads, for the compiler: cmd/penstock/default.pgo (root)
+	@./test/packages.sh bench
+	rm -rf bin/pgo
+	./test/bench/run.sh -rounds 1 -seconds 4 -xsk=false -cpuprofile $(CURDIR)/bin/pgo -gateways forward,terminate,splice,inspect+http -workloads keepalive,close,download,upload
+	./test/bench/run.sh -rounds 2 -seconds 4 -xsk=false -cpuprofile $(CURDIR)/bin/pgo -gateways inspect+tls,splice+tls -workloads tls-1kib
+	@# Where the binary lay is nobody's business: field 6 of a Profile is a string, with its length before it.
+	$(GO) tool pprof -proto bin/pgo/*.pprof | gunzip | perl -0777 -pe '$$p = "$(CURDIR)/bin/penstock"; $$l = chr length $$p; s/2\Q$$l$$p\E/2\x08penstock/' | gzip -n9 >cmd/penstock/default.pgo
+
 fuzz: ## each fuzz target for FUZZTIME (default 30s)
 	./test/fuzz.sh $(or $(FUZZTIME),30s)
 

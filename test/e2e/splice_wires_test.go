@@ -314,6 +314,10 @@ func spliceOnBothWires(t *testing.T, chain string, spliced bool, n int64) {
 			}
 		}
 	}
+	if t.Failed() { // what XDP and the ports say of losses
+		out, _ := r.try(r.Appliance, 10*time.Second, binary, "status", "--json", "--control", r.control())
+		t.Log(out)
+	}
 	if os.Getenv("SPLICE_BYTES") != "" {
 		r.eventually("nothing is left of them", func() error {
 			s := a.status()
@@ -326,8 +330,8 @@ func spliceOnBothWires(t *testing.T, chain string, spliced bool, n int64) {
 	a.stop()
 }
 
-// lostOnTheWire counts packets that interfaces, or AF_XDP's rings behind them,
-// had no room for.
+// lostOnTheWire counts packets that interfaces, AF_XDP's rings behind them, or the
+// rings into which XDP redirects had no room for.
 func (a *appliance) lostOnTheWire() (n uint64) {
 	a.r.t.Helper()
 	for _, at := range []struct {
@@ -339,6 +343,12 @@ func (a *appliance) lostOnTheWire() (n uint64) {
 			a.r.t.Fatal(err)
 		}
 		n += s.RxDropped + s.TxDropped
+		for name, c := range s.Driver {
+			if strings.HasSuffix(name, "_xdp_xmit_errors") || strings.HasSuffix(name, "_xdp_tx_errors") ||
+				strings.HasSuffix(name, "_drops") && !strings.HasSuffix(name, "_xdp_drops") {
+				n += c
+			}
+		}
 	}
 	return n
 }

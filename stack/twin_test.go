@@ -459,6 +459,16 @@ func (p *peer) text(at int) string {
 			return o.tcp.Seq() == s.tcp.Seq() && o.tcp.Flags() == s.tcp.Flags() && len(o.tcp.Payload()) == len(s.tcp.Payload())
 		})
 		if repeated && s.tcp.Flags()&wire.FlagSYN == 0 && (len(s.tcp.Payload()) > 0 || s.tcp.Flags()&wire.FlagFIN != 0) {
+			// But it may have taken the place of an acknowledgment.
+			known := slices.ContainsFunc(p.got[:at+i], func(o segment) bool {
+				return o.tcp.Flags()&wire.FlagACK != 0 && int32(o.tcp.Ack()-s.tcp.Ack()) >= 0
+			})
+			if fin := s.tcp.Flags()&wire.FlagFIN != 0; fin && !known {
+				bare := wire.TCP(slices.Clone(s.tcp[:s.tcp.DataOffset()]))
+				bare.SetFlags(wire.FlagACK)
+				bare.SetSeq(s.tcp.Seq() + uint32(len(s.tcp.Payload())) + 1)
+				out = append(out, p.describe(bare))
+			}
 			continue
 		}
 		list = append(list, s)

@@ -108,64 +108,48 @@ func TestInspect(t *testing.T) {
 	}
 }
 
-// TestInspectSegments sends a request byte by byte to a chain that may deny: it
-// arrives when it is complete, and when it is refused nothing of it does.
+// TestInspectSegments sends a request in parts to a chain that may deny: it is
+// answered when it is complete, and refused with a reset. One client sends byte by
+// byte, one pauses within the head for so long that it sends the first part again.
 func TestInspectSegments(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, lab.InlineOptions{})
 	r.config("closed", "", inspectDeny)
 	r.origin(80)
 	a := r.start()
-	for host, allowed := range map[string]bool{"good.example": true, "x.ads.example": false} {
-		conn, err := r.Client.Dial("tcp", r.addr(false, 80))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
-		if err := conn.(*net.TCPConn).SetNoDelay(true); err != nil {
-			t.Fatal(err)
-		}
-		for _, c := range []byte("GET /bytes/1000 HTTP/1.1\r\nHost: " + host + "\r\nConnection: close\r\n\r\n") {
-			if _, err := conn.Write([]byte{c}); err != nil {
-				break // reset meanwhile: what follows says so
+	for name, send := range map[string]func(w io.Writer, head string){
+		"bytes": func(w io.Writer, head string) {
+			for _, c := range []byte(head) {
+				if _, err := w.Write([]byte{c}); err != nil {
+					return // reset meanwhile: what follows says so
+				}
 			}
-		}
-		b, err := io.ReadAll(conn)
-		if allowed && (err != nil || !bytes.HasPrefix(b, []byte("HTTP/1.1 200"))) {
-			t.Errorf("%s: %v, %q", host, err, b)
-		}
-		if !allowed && (err == nil || len(b) > 0) {
-			t.Errorf("%s: %v, %q", host, err, b)
-		}
-	}
-	a.stop()
-}
-
-// TestInspectPause: a client that pauses within the head of a request, for so long
-// that it sends the first part again, has its answer all the same, or its reset.
-func TestInspectPause(t *testing.T) {
-	t.Parallel()
-	r := newRig(t, lab.InlineOptions{})
-	r.config("closed", "", inspectDeny)
-	r.origin(80)
-	a := r.start()
-	for host, allowed := range map[string]bool{"good.example": true, "x.ads.example": false} {
-		conn, err := r.Client.Dial("tcp", r.addr(false, 80))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
-		_, _ = io.WriteString(conn, "GET /bytes/1000 HTTP/1.1\r\n")
-		time.Sleep(1200 * time.Millisecond) // what is tested
-		_, _ = io.WriteString(conn, "Host: "+host+"\r\nConnection: close\r\n\r\n")
-		b, err := io.ReadAll(conn)
-		if allowed && (err != nil || !bytes.HasPrefix(b, []byte("HTTP/1.1 200"))) {
-			t.Errorf("%s: %v, %q", host, err, b)
-		}
-		if !allowed && (err == nil || len(b) > 0) {
-			t.Errorf("%s: %v, %q", host, err, b)
+		},
+		"pause": func(w io.Writer, head string) {
+			line := strings.Index(head, "\n") + 1
+			_, _ = io.WriteString(w, head[:line])
+			time.Sleep(1200 * time.Millisecond) // what is tested
+			_, _ = io.WriteString(w, head[line:])
+		},
+	} {
+		for host, allowed := range map[string]bool{"good.example": true, "x.ads.example": false} {
+			conn, err := r.Client.Dial("tcp", r.addr(false, 80))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+			if err := conn.(*net.TCPConn).SetNoDelay(true); err != nil {
+				t.Fatal(err)
+			}
+			send(conn, "GET /bytes/1000 HTTP/1.1\r\nHost: "+host+"\r\nConnection: close\r\n\r\n")
+			b, err := io.ReadAll(conn)
+			if allowed && (err != nil || !bytes.HasPrefix(b, []byte("HTTP/1.1 200"))) {
+				t.Errorf("%s, %s: %v, %q", name, host, err, b)
+			}
+			if !allowed && (err == nil || len(b) > 0) {
+				t.Errorf("%s, %s: %v, %q", name, host, err, b)
+			}
 		}
 	}
 	a.stop()

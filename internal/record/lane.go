@@ -28,10 +28,17 @@ const (
 // lanes, and of the Recorder itself, come before or behind.
 type Lane struct {
 	r     *Recorder
-	lanes []*lane // by sink
-	by    []wanting
+	table atomic.Pointer[laneTable]
 	enc   encoder
 	line  []byte // for several sinks
+}
+
+// laneTable is what a lane has for the routes of its recorder. It does not change.
+type laneTable struct {
+	routes *routes
+	lanes  []*lane // by sink
+	by     []wanting
+	all    []*lane // of sinks that want every event
 }
 
 // wanting are the sinks that want an event.
@@ -45,34 +52,63 @@ var _ pipeline.Recorder = (*Lane)(nil)
 // Lane returns a new lane. It lasts as long as r does.
 func (r *Recorder) Lane() *Lane {
 	l := &Lane{r: r}
-	for _, s := range r.sinks {
-		l.lanes = append(l.lanes, s.newLane())
-	}
+	l.table.Store(newLaneTable(r.routes.Load(), nil))
+	r.figures.mu.Lock()
+	defer r.figures.mu.Unlock()
+	r.lanes = append(r.lanes, l)
 	return l
 }
 
-// Enabled implements pipeline.Recorder.
-func (l *Lane) Enabled(event string) bool { return l.r.Enabled(event) }
-
-func (l *Lane) wanting(event string) []*lane {
-	for i := range l.by {
-		if l.by[i].event == event {
-			return l.by[i].lanes
+// newLaneTable keeps the ways to sinks that there were before.
+func newLaneTable(routes *routes, before *laneTable) *laneTable {
+	t := &laneTable{routes: routes}
+	for _, s := range routes.sinks {
+		l := before.to(s)
+		if l == nil {
+			l = s.newLane()
 		}
+		t.lanes = append(t.lanes, l)
 	}
-	w := wanting{event: event}
-	for i, s := range l.r.sinks {
-		if s.spec.Wants(event) {
-			w.lanes = append(w.lanes, l.lanes[i])
+	for event, sinks := range routes.by {
+		w := wanting{event: event}
+		for _, s := range sinks {
+			w.lanes = append(w.lanes, t.to(s))
 		}
+		t.by = append(t.by, w)
 	}
-	l.by = append(l.by, w)
-	return w.lanes
+	for _, s := range routes.all {
+		t.all = append(t.all, t.to(s))
+	}
+	return t
 }
+
+// to returns the way to a sink, nil if there is none.
+func (t *laneTable) to(s *sink) *lane {
+	if t != nil {
+		for _, l := range t.lanes {
+			if l.s == s {
+				return l
+			}
+		}
+	}
+	return nil
+}
+
+func (t *laneTable) wanting(event string) []*lane {
+	for i := range t.by {
+		if t.by[i].event == event {
+			return t.by[i].lanes
+		}
+	}
+	return t.all
+}
+
+// Enabled implements pipeline.Recorder. It may be called from any goroutine.
+func (l *Lane) Enabled(event string) bool { return len(l.table.Load().wanting(event)) > 0 }
 
 // Record implements pipeline.Recorder, as Recorder.Record does.
 func (l *Lane) Record(event string, fields any) {
-	lanes := l.wanting(event)
+	lanes := l.table.Load().wanting(event)
 	if len(lanes) == 0 {
 		return
 	}

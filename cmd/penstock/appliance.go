@@ -47,10 +47,12 @@ type appliance struct {
 	gate    *gate.Gate
 	record  *record.Recorder
 	lanes   []*record.Lane // of it, by worker
-	ipfix   []*ipfix.Exporter
-	otlp    *otlp.Exporter // nil: none
-	server  *control.Server
-	router  *route.Router // nil: bridge mode
+
+	eventReader eventReader
+	ipfix       []*ipfix.Exporter
+	otlp        *otlp.Exporter // nil: none
+	server      *control.Server
+	router      *route.Router // nil: bridge mode
 
 	watchdog watchdog.Watchdog
 	rings    rings
@@ -333,9 +335,8 @@ func (a *appliance) startWorkers() error {
 	a.running.Go(func() { a.expireFlows(ctx) })
 	a.running.Go(func() { a.sweepGate(ctx) })
 	a.running.Go(func() { a.tendPlaces(ctx) })
-	if len(xdpEvents(recordSpecs(a.cfg))) > 0 {
-		a.running.Go(func() { a.readEvents(ctx) })
-	}
+	a.eventReader.ctx = ctx
+	a.eventReader.want(a, len(xdpEvents(recordSpecs(a.cfg))) > 0)
 	return nil
 }
 

@@ -63,7 +63,7 @@ type stage struct {
 }
 
 func newStage(c Config, env *pipeline.Env) (*stage, error) {
-	s := &stage{cfg: c, env: env, enforce: c.enforces(), policy: newPolicy(&c), logs: c.Log && env.Recorder.Enabled("http")}
+	s := &stage{cfg: c, env: env, enforce: c.enforces(), policy: newPolicy(&c), logs: c.Log}
 	var err error
 	if s.rules, err = rules.Load(env, ruleVars(&c), c.Rules, c.sets); err != nil {
 		return nil, err

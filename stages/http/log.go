@@ -97,7 +97,7 @@ type grpcRecord struct {
 }
 
 func (s *stage) log(st *stream, e *exchange) {
-	if !s.logs {
+	if !s.logs || !s.env.Recorder.Enabled("http") {
 		return
 	}
 	c, ev := st.conn, &s.event

@@ -70,6 +70,7 @@ type stage struct {
 	hello    tlshello.ClientHello
 	answer   tlshello.ServerHello
 	ja4, ja3 []byte
+	event    event // the one that is being recorded
 
 	hosts *pipeline.Top
 
@@ -116,7 +117,8 @@ func (s *stage) Open(c *pipeline.Conn) pipeline.Stream {
 	} else {
 		st = &stream{}
 	}
-	*st = stream{s: s, conn: c, logs: logs, hold: [2]bool{hold && (s.enforce || s.restrict), hold && s.policy.minVersion > 0}}
+	st.s, st.conn, st.logs = s, c, logs
+	st.hold = [2]bool{hold && (s.enforce || s.restrict), hold && s.policy.minVersion > 0}
 	return st
 }
 

@@ -47,6 +47,8 @@ type appliance struct {
 	gate    *gate.Gate
 	record  *record.Recorder
 	lanes   []*record.Lane // of it, by worker
+	// endedLane is that of flows that are over, of which bpf tells one at a time.
+	endedLane *record.Lane
 
 	eventReader eventReader
 	ipfix       []*ipfix.Exporter
@@ -117,7 +119,9 @@ func (a *appliance) findInterfaces() error {
 }
 
 func (a *appliance) openRecorder() (err error) {
-	a.record, err = record.Open(recordSpecs(a.cfg), a.log)
+	if a.record, err = record.Open(recordSpecs(a.cfg), a.log); err == nil {
+		a.endedLane = a.record.Lane()
+	}
 	return err
 }
 

@@ -1,6 +1,10 @@
 package record
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"strconv"
+	"time"
+)
 
 // Text is a string in memory that is used again: as JSON it is a string.
 type Text []byte
@@ -29,4 +33,23 @@ func (m *Members) Text(key string, v Text) {
 		return
 	}
 	*m = append(append(append(*m, '"'), v...), '"')
+}
+
+// Uints writes a list of numbers.
+func (m *Members) Uints(key string, v []uint16) {
+	m.key(key)
+	b := append(*m, '[')
+	for i, n := range v {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendUint(b, uint64(n), 10)
+	}
+	*m = append(b, ']')
+}
+
+// Time writes a moment as Timestamp does.
+func (m *Members) Time(key string, t time.Time) {
+	m.key(key)
+	*m = append(t.UTC().AppendFormat(append(*m, '"'), timeFormat), '"')
 }

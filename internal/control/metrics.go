@@ -2,7 +2,6 @@ package control
 
 import (
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -75,11 +74,7 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	for event, n := range s.Router {
 		ch.count(metricRouter, n, event)
 	}
-	records := s.Records
-	if s.RemovedRecords != nil {
-		records = append(slices.Clone(records), *s.RemovedRecords)
-	}
-	for _, r := range records {
+	for _, r := range s.Records {
 		ch.count(metricRecords, r.Written, r.To, "written")
 		ch.count(metricRecords, r.Dropped, r.To, "dropped")
 		ch.count(metricRecords, r.Failed, r.To, "failed")

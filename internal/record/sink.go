@@ -10,8 +10,13 @@ import (
 	"time"
 )
 
-// batchBytes is how much a sink writes at once.
-const batchBytes = 64 << 10
+// batchBytes is how much a sink gathers from its queue before it writes. From lanes,
+// where there may be much, it takes writeBytes: the more at once, the larger are the
+// pieces of memory in which a file system takes it; but until then all of it has to stay in the cache.
+const (
+	batchBytes = 64 << 10
+	writeBytes = 256 << 10
+)
 
 // SinkStats are the figures of a sink. Every event that was recorded for it is
 // in one of Written, Dropped, Failed and Queued.
@@ -43,7 +48,7 @@ type output interface {
 }
 
 type sink struct {
-	to    string // Spec.To
+	spec  Spec
 	out   output
 	file  bool // may be reopened
 	log   *slog.Logger
@@ -76,14 +81,13 @@ type sink struct {
 	pause time.Duration // before the next attempt to open
 }
 
-// newSink opens a sink. Whether a socket must be there already is the caller's.
-func newSink(spec Spec, log *slog.Logger, o Options, there bool) (*sink, error) {
+func newSink(spec Spec, log *slog.Logger, o Options) (*sink, error) {
 	scheme, path, err := splitTarget(spec.To)
 	if err != nil {
 		return nil, fmt.Errorf("open event sink: %w", err)
 	}
 	s := &sink{
-		to: spec.To, log: log.With("sink", spec.To), retry: o.Retry, block: o.Wait, enc: newEncoder(),
+		spec: spec, log: log.With("sink", spec.To), retry: o.Retry, block: o.Wait, enc: newEncoder(),
 		queue: make(chan entry, o.Queue), bell: make(chan struct{}, 1), hurry: make(chan struct{}, 1), reopened: make(chan chan error),
 		quit: make(chan struct{}), done: make(chan struct{}),
 	}
@@ -96,7 +100,7 @@ func newSink(spec Spec, log *slog.Logger, o Options, there bool) (*sink, error) 
 		s.out = &stdoutOutput{from: o.Stdout}
 	}
 	if err := s.out.open(); err != nil {
-		if there || scheme != "unix" {
+		if scheme != "unix" {
 			return nil, fmt.Errorf("open event sink %q: %w", spec.To, err)
 		}
 		s.trouble(err)
@@ -133,7 +137,7 @@ func (s *sink) offer(e entry) {
 func (s *sink) Stats() SinkStats {
 	// Finished events are read before the accepted ones: Queued is never
 	// below zero.
-	st := SinkStats{To: s.to, Written: s.written.Load(), Failed: s.failed.Load(), Up: !s.down.Load()}
+	st := SinkStats{To: s.spec.To, Written: s.written.Load(), Failed: s.failed.Load(), Up: !s.down.Load()}
 	st.Queued = s.accepted.Load() - st.Written - st.Failed
 	st.Dropped = s.drops.Load()
 	if e := s.lastErr.Load(); e != nil {
@@ -177,7 +181,9 @@ func (s *sink) turn() bool {
 			return false
 		default:
 		}
-		s.load()
+		for len(s.todo) > 0 && len(s.buf) < writeBytes {
+			s.load()
+		}
 		s.flush()
 		return true
 	}
@@ -323,7 +329,7 @@ func (s *sink) flush() {
 func (s *sink) take(n int) {
 	if n == len(s.ends) {
 		s.ends = s.ends[:0]
-		if s.buf = s.buf[:0]; cap(s.buf) > 4*batchBytes {
+		if s.buf = s.buf[:0]; cap(s.buf) > 2*writeBytes {
 			s.buf = nil // one long event must not hold its memory for ever
 		}
 		return
@@ -375,7 +381,7 @@ func (s *sink) finish() {
 		err = errors.Join(fmt.Errorf("%d events were not written in time", left), err)
 	}
 	if err != nil {
-		s.closeErr = fmt.Errorf("close event sink %q: %w", s.to, err)
+		s.closeErr = fmt.Errorf("close event sink %q: %w", s.spec.To, err)
 	}
 }
 
@@ -409,7 +415,7 @@ func (s *sink) reopen(wait time.Duration) error {
 		err = fmt.Errorf("a write has not returned in %v", wait)
 	}
 	if err != nil {
-		return fmt.Errorf("reopen event sink %q: %w", s.to, err)
+		return fmt.Errorf("reopen event sink %q: %w", s.spec.To, err)
 	}
 	return nil
 }

@@ -22,7 +22,9 @@ func (c *stream) askDNS(name string, now int64) pipeline.Reason {
 		word = "unknown"
 		s.dnsUnknown.Add(1)
 	}
-	c.notes.DNS = word
+	if c.record != nil {
+		c.record.DNS = word
+	}
 	if s.cfg.RequireDNS == "deny" && (word == "other" || word == "unknown" && s.cfg.DNSUnknown == "deny") {
 		return reasonDNS
 	}

@@ -50,6 +50,23 @@ type Event struct {
 	Count  uint32        // EventDropped: packets dropped on this CPU since it last told of one, with this one
 }
 
+// SetEvents changes Options.Events, in one step for packets.
+func (s *Steerer) SetEvents(kinds []EventKind) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return fmt.Errorf("set events: %w", os.ErrClosed)
+	}
+	return s.putEvents(kinds)
+}
+
+func (s *Steerer) putEvents(kinds []EventKind) error {
+	if err := s.eventWants.Put(uint32(0), eventMask(kinds)); err != nil {
+		return fmt.Errorf("set events: %w", err)
+	}
+	return nil
+}
+
 // eventPoll is how often the ring is looked at: the program wakes nobody, since that would cost it more than the event.
 const eventPoll = 100 * time.Millisecond
 

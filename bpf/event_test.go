@@ -51,6 +51,33 @@ func TestEventsOfFlows(t *testing.T) {
 	}
 }
 
+// What is told of changes while packets go by.
+func TestSetEvents(t *testing.T) {
+	r := ownRig(t, func(o *Options) {
+		o.Rules = []Rule{{From: -1, Proto: ProtoUDP, Action: Drop}, {From: -1, Action: ToChain, Chain: 7}}
+	})
+	for _, c := range []struct {
+		kinds []EventKind
+		want  int
+	}{{nil, 0}, {[]EventKind{EventFlowBegan}, 1}, {[]EventKind{EventDropped}, 1}, {[]EventKind{EventFlowBegan, EventDropped}, 2}, {nil, 0}} {
+		if err := r.SetEvents(c.kinds); err != nil {
+			t.Fatal(err)
+		}
+		r.run(0, tcp4(t, "S", 0))
+		r.run(0, udp4(t, 0))
+		if n, err := r.Evict([]FlowKey{flowOf(t, tcp4(t, "S", 0))}, func(*EndedFlow) {}); n != 1 || err != nil {
+			t.Fatalf("%d flows are forgotten, %v", n, err)
+		}
+		if got := r.readEvents(); len(got) != c.want {
+			t.Errorf("%v: %d events, want %d: %+v", c.kinds, len(got), c.want, got)
+		}
+	}
+	_ = r.Close()
+	if err := r.SetEvents(nil); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
 // Drops are sampled: however many there are, few are told of, and they stand for the others.
 func TestEventsOfDropsAreSampled(t *testing.T) {
 	r := ownRig(t, func(o *Options) {

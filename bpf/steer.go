@@ -129,7 +129,7 @@ type Steerer struct {
 	heritage  *will       // what stands in the maps that are inherited; nil: none are
 	inherited Inheritance // what became of it
 
-	flows, frags, rules, rulesActive, sockets, beats, peers, counters, events, eventStates *ebpf.Map
+	flows, frags, rules, rulesActive, sockets, beats, peers, counters, events, eventStates, eventWants *ebpf.Map
 
 	beatMemory *ebpf.Memory // that of beats
 
@@ -225,100 +225,115 @@ func validName(s string) bool {
 	return true
 }
 
-// load makes the maps with the first program and shares them with the others. A program is specialised to its port by
-// constants (port_id and the options): the verifier drops what cannot happen, and no packet pays for finding out where it came in.
+// spec is the collection with the constants of a port. A program is specialised to its port by them (port_id and the options): the
+// verifier drops what cannot happen, and no packet pays for finding out where it came in. Maps have room for all ports that may come.
+func (s *Steerer) spec(port int) (*ebpf.CollectionSpec, error) {
+	spec, err := loadSteer()
+	if err != nil {
+		return nil, err
+	}
+	spec.Maps["flows"].MaxEntries = 2 * s.opts.MaxFlows
+	spec.Maps["rewrites"].MaxEntries = 2 * (1 + s.opts.MaxRewrites)
+	spec.Maps["gate_list4"].MaxEntries = cmp.Or(s.opts.GateEntries, DefaultGateEntries)
+	spec.Maps["gate_list6"].MaxEntries = cmp.Or(s.opts.GateEntries, DefaultGateEntries)
+	spec.Maps["gate_sources"].MaxEntries = gateSets(cmp.Or(s.opts.GateSources, DefaultGateSources))
+	for name, v := range map[string]any{
+		"port_id":        uint32(port),
+		"default_action": uint32(s.opts.Default),
+		"midstream":      uint32(s.opts.Midstream),
+		"on_exit":        uint32(s.opts.OnExit),
+		"malformed":      uint32(s.opts.Malformed),
+		"silence_ns":     uint64(s.opts.Silence),
+		"cookie_helpers": s.cookies.constant(),
+	} {
+		if err := spec.Variables[name].Set(v); err != nil {
+			return nil, err
+		}
+	}
+	return spec, s.setRouter(spec)
+}
+
+// program loads a port's program, when the maps are there, and the programs that user space runs on them.
+func (s *Steerer) program(port int, shared map[string]*ebpf.Map) (*ebpf.Program, error) {
+	spec, err := s.spec(port)
+	if err != nil {
+		return nil, err
+	}
+	var obj struct {
+		Steer *ebpf.Program `ebpf:"steer"`
+	}
+	err = spec.LoadAndAssign(&obj, &ebpf.CollectionOptions{MapReplacements: shared})
+	return obj.Steer, err
+}
+
+// load makes the maps with the first program and shares them with the others.
 func (s *Steerer) load() error {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return err
 	}
-	n := uint32(len(s.opts.Ports))
 	s.cookies.usable = haveCookieHelpers()
-	var shared map[string]*ebpf.Map
-	for i := range s.opts.Ports {
-		spec, err := loadSteer()
-		if err != nil {
+	spec, err := s.spec(0)
+	if err != nil {
+		return err
+	}
+	inherited := s.inherit(spec)
+	defer closeMaps(inherited)
+	var obj struct {
+		Steer        *ebpf.Program `ebpf:"steer"`
+		MakeHeadroom *ebpf.Program `ebpf:"make_headroom"`
+		steerMaps
+		tablePrograms
+	}
+	if err := spec.LoadAndAssign(&obj, &ebpf.CollectionOptions{MapReplacements: inherited}); err != nil {
+		return err
+	}
+	s.ports[0].prog, s.makeHeadroom = obj.Steer, obj.MakeHeadroom
+	obj.FrameCopies.Close() // make_headroom has it; else some garbage collection closes it, at a time of its own
+	s.flows, s.frags, s.rules, s.rulesActive = obj.Flows, obj.Fragments, obj.Rules, obj.RulesActive
+	s.sockets, s.beats, s.peers, s.counters = obj.Sockets, obj.Beats, obj.Peers, obj.Counters
+	s.router.macs, s.router.hops, s.router.answers = obj.PortMacs, obj.Hops, obj.RouteAnswers
+	s.events, s.eventStates, s.eventWants = obj.Events, obj.EventStates, obj.EventWants
+	if err := s.putEvents(s.opts.Events); err != nil {
+		return err
+	}
+	if s.beatMemory, err = s.beats.Memory(); err != nil {
+		return fmt.Errorf("map memory of heartbeats: %w", err)
+	}
+	if err := s.cookies.open(&obj.steerMaps); err != nil {
+		return err
+	}
+	s.gateMaps = gateMaps(&obj.steerMaps)
+	if err := s.gate.open(&obj.steerMaps); err != nil {
+		return err
+	}
+	if err := s.table.open(&obj.steerMaps, &obj.tablePrograms, s.opts.MaxRewrites); err != nil {
+		return err
+	}
+	shared := s.maps()
+	for i := 1; i < len(s.opts.Ports); i++ {
+		if s.ports[i].prog, err = s.program(i, shared); err != nil {
 			return err
 		}
-		spec.Maps["flows"].MaxEntries = 2 * s.opts.MaxFlows
-		spec.Maps["rewrites"].MaxEntries = 2 * (1 + s.opts.MaxRewrites)
-		spec.Maps["sockets"].MaxEntries = n * MaxQueues
-		spec.Maps["beats"].MaxEntries = n * MaxQueues
-		spec.Maps["peers"].MaxEntries = n
-		spec.Maps["counters"].MaxEntries = n * counterSlots
-		spec.Maps["gate_list4"].MaxEntries = cmp.Or(s.opts.GateEntries, DefaultGateEntries)
-		spec.Maps["gate_list6"].MaxEntries = cmp.Or(s.opts.GateEntries, DefaultGateEntries)
-		spec.Maps["gate_sources"].MaxEntries = gateSets(cmp.Or(s.opts.GateSources, DefaultGateSources))
-		for name, v := range map[string]any{
-			"port_id":        uint32(i),
-			"default_action": uint32(s.opts.Default),
-			"midstream":      uint32(s.opts.Midstream),
-			"on_exit":        uint32(s.opts.OnExit),
-			"malformed":      uint32(s.opts.Malformed),
-			"silence_ns":     uint64(s.opts.Silence),
-			"event_kinds":    eventMask(s.opts.Events),
-			"cookie_helpers": s.cookies.constant(),
-		} {
-			if err := spec.Variables[name].Set(v); err != nil {
-				return err
-			}
-		}
-		if err := s.setRouter(spec); err != nil {
-			return err
-		}
-		if i == 0 {
-			shared = s.inherit(spec)
-			defer closeMaps(shared)
-		} else { // the maps are there, and the programs that user space runs on them
-			var obj struct {
-				Steer *ebpf.Program `ebpf:"steer"`
-			}
-			if err := spec.LoadAndAssign(&obj, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
-				return err
-			}
-			s.ports[i].prog = obj.Steer
-			continue
-		}
-		var obj struct {
-			Steer        *ebpf.Program `ebpf:"steer"`
-			MakeHeadroom *ebpf.Program `ebpf:"make_headroom"`
-			steerMaps
-			tablePrograms
-		}
-		if err := spec.LoadAndAssign(&obj, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
-			return err
-		}
-		s.ports[i].prog, s.makeHeadroom = obj.Steer, obj.MakeHeadroom
-		obj.FrameCopies.Close() // make_headroom has it; else some garbage collection closes it, at a time of its own
-		s.flows, s.frags, s.rules, s.rulesActive = obj.Flows, obj.Fragments, obj.Rules, obj.RulesActive
-		s.sockets, s.beats, s.peers, s.counters = obj.Sockets, obj.Beats, obj.Peers, obj.Counters
-		s.router.macs, s.router.hops, s.router.answers = obj.PortMacs, obj.Hops, obj.RouteAnswers
-		s.events, s.eventStates = obj.Events, obj.EventStates
-		if s.beatMemory, err = s.beats.Memory(); err != nil {
-			return fmt.Errorf("map memory of heartbeats: %w", err)
-		}
-		if err := s.cookies.open(&obj.steerMaps); err != nil {
-			return err
-		}
-		s.gateMaps = gateMaps(&obj.steerMaps)
-		if err := s.gate.open(&obj.steerMaps); err != nil {
-			return err
-		}
-		if err := s.table.open(&obj.steerMaps, &obj.tablePrograms, s.opts.MaxRewrites); err != nil {
-			return err
-		}
-		shared = s.maps()
 	}
 	if s.opts.Default == DefaultRoute {
 		return s.loadRouter(shared)
 	}
 	for i := range s.opts.Ports {
-		peer := i
-		if s.opts.Default == DefaultBridge {
-			peer = i ^ 1
+		if err := s.setPeerOf(i); err != nil {
+			return err
 		}
-		if err := s.setPeer(i, s.opts.Ports[peer]); err != nil {
-			return fmt.Errorf("set peer of port %q to %s: %w", s.opts.Ports[i].Name, ifaceName(s.opts.Ports[peer].Ifindex), err)
-		}
+	}
+	return nil
+}
+
+// setPeerOf says where packets of a port go by default.
+func (s *Steerer) setPeerOf(port int) error {
+	peer := port
+	if s.opts.Default == DefaultBridge {
+		peer = port ^ 1
+	}
+	if err := s.setPeer(port, s.opts.Ports[peer]); err != nil {
+		return fmt.Errorf("set peer of port %q to %s: %w", s.opts.Ports[port].Name, ifaceName(s.opts.Ports[peer].Ifindex), err)
 	}
 	return nil
 }
@@ -339,7 +354,7 @@ func (s *Steerer) maps() map[string]*ebpf.Map {
 		"sockets": s.sockets, "beats": s.beats, "peers": s.peers, "counters": s.counters,
 		"port_macs": s.router.macs, "hops": s.router.hops, "route_answers": s.router.answers,
 		"rewrites": s.table.rewrites, "offload_jobs": s.table.offloadJobs, "end_jobs": s.table.endJobs,
-		"events": s.events, "event_states": s.eventStates,
+		"events": s.events, "event_states": s.eventStates, "event_wants": s.eventWants,
 		"cookie_chains": s.cookies.chains, "cookie_works": s.cookies.works,
 	}
 	maps.Copy(all, s.gateMaps)

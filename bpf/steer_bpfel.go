@@ -464,6 +464,7 @@ const (
 	steerMapCounters       = "counters"
 	steerMapEndJobs        = "end_jobs"
 	steerMapEventStates    = "event_states"
+	steerMapEventWants     = "event_wants"
 	steerMapEvents         = "events"
 	steerMapFlows          = "flows"
 	steerMapFragments      = "fragments"
@@ -494,7 +495,6 @@ const (
 	steerProgSteer         = "steer"
 	steerVarCookieHelpers  = "cookie_helpers"
 	steerVarDefaultAction  = "default_action"
-	steerVarEventKinds     = "event_kinds"
 	steerVarInjectedMac    = "injected_mac"
 	steerVarMalformed      = "malformed"
 	steerVarMidstream      = "midstream"
@@ -566,6 +566,7 @@ type steerMapSpecs struct {
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	EndJobs      *ebpf.MapSpec `ebpf:"end_jobs"`
 	EventStates  *ebpf.MapSpec `ebpf:"event_states"`
+	EventWants   *ebpf.MapSpec `ebpf:"event_wants"`
 	Events       *ebpf.MapSpec `ebpf:"events"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
@@ -595,7 +596,6 @@ type steerMapSpecs struct {
 type steerVariableSpecs struct {
 	CookieHelpers *ebpf.VariableSpec `ebpf:"cookie_helpers"`
 	DefaultAction *ebpf.VariableSpec `ebpf:"default_action"`
-	EventKinds    *ebpf.VariableSpec `ebpf:"event_kinds"`
 	InjectedMac   *ebpf.VariableSpec `ebpf:"injected_mac"`
 	Malformed     *ebpf.VariableSpec `ebpf:"malformed"`
 	Midstream     *ebpf.VariableSpec `ebpf:"midstream"`
@@ -632,6 +632,7 @@ type steerMaps struct {
 	Counters     *ebpf.Map `ebpf:"counters"`
 	EndJobs      *ebpf.Map `ebpf:"end_jobs"`
 	EventStates  *ebpf.Map `ebpf:"event_states"`
+	EventWants   *ebpf.Map `ebpf:"event_wants"`
 	Events       *ebpf.Map `ebpf:"events"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
@@ -663,6 +664,7 @@ func (m *steerMaps) Close() error {
 		m.Counters,
 		m.EndJobs,
 		m.EventStates,
+		m.EventWants,
 		m.Events,
 		m.Flows,
 		m.Fragments,
@@ -693,7 +695,6 @@ func (m *steerMaps) Close() error {
 type steerVariables struct {
 	CookieHelpers *ebpf.Variable `ebpf:"cookie_helpers"`
 	DefaultAction *ebpf.Variable `ebpf:"default_action"`
-	EventKinds    *ebpf.Variable `ebpf:"event_kinds"`
 	InjectedMac   *ebpf.Variable `ebpf:"injected_mac"`
 	Malformed     *ebpf.Variable `ebpf:"malformed"`
 	Midstream     *ebpf.Variable `ebpf:"midstream"`

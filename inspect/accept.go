@@ -50,6 +50,7 @@ func (s *Inspector) accept(f *flow, d pipeline.Direction, p *pipeline.Packet, t 
 	if last == pos {
 		p.Continue() // nothing but an acknowledgement
 		s.finished(f)
+		s.settle(f, p)
 		return
 	}
 	if f.state == stateSYNACK {
@@ -68,9 +69,7 @@ func (s *Inspector) accept(f *flow, d pipeline.Direction, p *pipeline.Packet, t 
 	}
 	s.pass(f, d, p, pos, end, fin)
 	s.finished(f)
-	if f.watching == 0 && f.state == stateOpen {
-		s.letGo(f, p)
-	}
+	s.settle(f, p)
 }
 
 // acknowledge takes what a segment says about the other direction o: what its
@@ -159,7 +158,7 @@ func (s *Inspector) take(f *flow, d pipeline.Direction, p *pipeline.Packet, pos 
 // conflict ends a connection, or drops the segment: it is not what has passed.
 func (s *Inspector) conflict(f *flow, p *pipeline.Packet) {
 	s.n.conflicts.Add(1)
-	if s.o.DenyConflict && f.watching > 0 {
+	if s.o.DenyConflict && f.judged() {
 		s.deny(f, p, ReasonConflict)
 		return
 	}

@@ -65,6 +65,7 @@ type half struct {
 	ended    bool // the streams know
 	unsynced bool // midstream: position 0 is not known yet
 
+	decided int64  // up to here the streams have judged a connection that they released
 	passed  int64  // up to here the streams let bytes go
 	owed    int64  // up to here they go anyway: their sender waits for their acknowledgment
 	from    int64  // position of look[0]
@@ -164,8 +165,21 @@ func (f *flow) holder() string {
 			return f.streams[i].name + " looks at it"
 		}
 	}
+	if f.judged() {
+		return "what was looked at is not acknowledged"
+	}
 	return ""
 }
+
+// settled reports whether the receivers have what the streams have decided on: until
+// then others could come in its place.
+func (f *flow) settled() bool {
+	return f.half[0].acked >= f.half[0].decided && f.half[1].acked >= f.half[1].decided
+}
+
+// judged reports whether it matters what passes: to the streams, or because of what
+// they have decided.
+func (f *flow) judged() bool { return f.watching > 0 || f.state == stateOpen && !f.settled() }
 
 // isSYN reports whether flags begin a connection.
 func isSYN(f wire.TCPFlags) bool {

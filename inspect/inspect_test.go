@@ -530,6 +530,16 @@ func TestRelease(t *testing.T) {
 	if len(out[1]) != 2 {
 		t.Fatalf("got %q", summaries(out[1]))
 	}
+	// Other bytes in their place must not get by before the server has these.
+	b.pass(0, c.frame(up, psh, 0, 0, "not enough"))
+	if len(b.taken) > 0 {
+		t.Fatal("offloaded while what the stages decided on is not acknowledged")
+	}
+	b.pass(1, c.frame(down, ack, 0, 4, ""))
+	b.pass(0, c.frame(up, psh, 10, 0, " and more"))
+	if len(b.taken) > 0 {
+		t.Fatal("offloaded while half of it is not acknowledged")
+	}
 	b.pass(1, c.frame(down, psh, 0, 10, "unseen"))
 	if len(b.taken) != 1 || b.taken[0].Drop || b.last().closes != 1 || string(b.last().seen[down]) != "" {
 		t.Errorf("taken %+v, closes %d, saw %q", b.taken, b.last().closes, b.last().seen[down])
@@ -544,6 +554,58 @@ func TestRelease(t *testing.T) {
 	b.pass(0, pipelinetest.TCP(client, server, wire.FlagSYN, 1))
 	if len(b.taken) != 1 || b.s.flows.Len() != 0 {
 		t.Errorf("taken %+v, %d flows", b.taken, b.s.flows.Len())
+	}
+}
+
+// TestReleasedBytesStand: what was decided on stays what it is until its receiver
+// has it.
+func TestReleasedBytesStand(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		frame  func(c *conn) []byte
+		denied pipeline.Reason // if conflicts and blindness deny; else it is dropped, or passes
+		passes bool
+	}{
+		{"other bytes", func(c *conn) []byte { return c.frame(up, psh, 0, 0, "EVIL") }, ReasonConflict, false},
+		{"an end before them", func(c *conn) []byte { return c.frame(up, fin, 2, 0, "") }, ReasonConflict, false},
+		{"a fragment", func(c *conn) []byte {
+			f := c.frame(up, psh, 4, 0, "12345678901234567890")
+			f[14+6] |= 0x20
+			wire.IPv4(f[14:]).FillChecksum()
+			return f
+		}, ReasonFragment, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for _, denies := range []bool{false, true} {
+				b := newBed(t, func(o *Options) { o.DenyConflict, o.DenyBlind = denies, denies }, &script{data: func(_ *scripted, _ pipeline.Direction, b []byte) (int, pipeline.StreamVerdict) {
+					return len(b), pipeline.StreamVerdict{Action: pipeline.StreamRelease}
+				}})
+				c := b.open()
+				b.pass(0, c.frame(up, psh, 0, 0, "GOOD"))
+				if b.last().closes != 1 {
+					t.Error("the stream that has let go is not closed")
+				}
+				switch {
+				case denies:
+					b.drop(0, tc.frame(c), tc.denied)
+					b.drop(1, c.frame(down, ack, 0, 4, ""), tc.denied)
+				case tc.passes:
+					b.pass(0, tc.frame(c))
+					if n := b.s.n.sightLost.Load(); n != 0 {
+						t.Errorf("%d have lost sight of what they do not look at", n)
+					}
+				default:
+					b.drop(0, tc.frame(c), tc.denied)
+					if len(b.taken) > 0 {
+						t.Error("offloaded")
+					}
+					b.pass(1, c.frame(down, ack, 0, 4, ""))
+					if len(b.taken) != 1 || b.taken[0].Drop {
+						t.Errorf("taken %+v", b.taken)
+					}
+				}
+			}
+		})
 	}
 }
 
@@ -563,6 +625,7 @@ func TestReleasedFlowsAreRemembered(t *testing.T) {
 			b.pass(1-in, pipelinetest.TCP(z, a, wire.FlagSYN|ack, 7, pipelinetest.Ack(isn+1), pipelinetest.Window(10000)))
 			b.pass(in, pipelinetest.TCP(a, z, ack, isn+1, pipelinetest.Ack(8), pipelinetest.Window(10000)))
 			b.pass(in, pipelinetest.TCP(a, z, psh, isn+1, pipelinetest.Ack(8), pipelinetest.Window(10000), pipelinetest.Payload("hello")))
+			b.pass(1-in, pipelinetest.TCP(z, a, ack, 8, pipelinetest.Ack(isn+6), pipelinetest.Window(10000)))
 			if len(b.script.opened) != int(i)+1 || b.last().closes != 1 {
 				t.Fatalf("connection %d: %d opened, closed %d times", i, len(b.script.opened), b.last().closes)
 			}

@@ -174,6 +174,25 @@ func (s *Inspector) freeLook(h *half) {
 	h.look = nil
 }
 
+// settle lets go of a connection that every stream has released, once both ends have
+// what was decided on. The streams hear at once that it is over.
+func (s *Inspector) settle(f *flow, p *pipeline.Packet) {
+	if f.watching > 0 || f.state != stateOpen {
+		return
+	}
+	if len(f.streams) > 0 {
+		for d := range f.half {
+			h := &f.half[d]
+			h.decided = h.next
+			s.freeLook(h)
+		}
+		s.endStreams(f, f.last)
+	}
+	if f.settled() {
+		s.letGo(f, p)
+	}
+}
+
 // letGo ends the interest in a connection that every stream has released.
 func (s *Inspector) letGo(f *flow, p *pipeline.Packet) {
 	s.n.released.Add(1)
@@ -199,12 +218,16 @@ func (s *Inspector) release(f *flow) {
 // blind ends the sight of a connection that can be followed no longer, and
 // decides on the packet that shows it.
 func (s *Inspector) blind(f *flow, p *pipeline.Packet, why pipeline.Reason) {
-	if s.o.DenyBlind && f.watching > 0 {
+	if s.o.DenyBlind && f.judged() {
 		s.deny(f, p, why)
 		return
 	}
-	if f.watching > 0 {
+	switch {
+	case f.watching > 0:
 		s.loseSight(f, why)
+	case f.state == stateOpen:
+		s.n.released.Add(1)
+		s.release(f)
 	}
 	p.Continue()
 	p.Release()

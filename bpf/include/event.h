@@ -13,7 +13,10 @@
 
 static __always_inline bool event_wanted(enum event_kind kind)
 {
-	return event_kinds >> kind & 1;
+	__u32 zero = 0;
+	const __u32 *kinds = bpf_map_lookup_elem(&event_wants, &zero);
+
+	return kinds && *kinds >> kind & 1;
 }
 
 static __always_inline struct event_state *event_state(void)

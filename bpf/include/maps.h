@@ -126,6 +126,15 @@ struct {
 	__uint(max_entries, 1);
 } event_states SEC(".maps");
 
+/* A bit for each enum event_kind that somebody wants. Go writes, XDP reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_RDONLY_PROG);
+} event_wants SEC(".maps");
+
 /* Packets and bytes at (port * REASON_COUNT + reason) * VERDICT_COUNT + verdict. XDP writes, Go sums over the CPUs. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

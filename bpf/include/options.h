@@ -11,7 +11,6 @@ const volatile enum default_action default_action = DEFAULT_BRIDGE;
 const volatile enum midstream midstream = MIDSTREAM_BYPASS;
 const volatile enum on_exit on_exit = ON_EXIT_OPEN;
 const volatile __u64 silence_ns = 0; /* 0: a worker is never too silent */
-const volatile __u32 event_kinds = 0; /* a bit for each enum event_kind that somebody wants */
 const volatile __u32 cookie_helpers = 0; /* 1: the kernel makes and checks SYN cookies */
 const volatile enum malformed malformed = MALFORMED_BYPASS;
 

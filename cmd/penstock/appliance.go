@@ -47,10 +47,14 @@ type appliance struct {
 	gate    *gate.Gate
 	record  *record.Recorder
 	lanes   []*record.Lane // of it, by worker
-	ipfix   []*ipfix.Exporter
-	otlp    *otlp.Exporter // nil: none
-	server  *control.Server
-	router  *route.Router // nil: bridge mode
+	// endedLane is that of flows that are over, of which bpf tells one at a time.
+	endedLane *record.Lane
+
+	eventReader eventReader
+	ipfix       []*ipfix.Exporter
+	otlp        *otlp.Exporter // nil: none
+	server      *control.Server
+	router      *route.Router // nil: bridge mode
 
 	watchdog watchdog.Watchdog
 	rings    rings
@@ -115,7 +119,9 @@ func (a *appliance) findInterfaces() error {
 }
 
 func (a *appliance) openRecorder() (err error) {
-	a.record, err = record.Open(recordSpecs(a.cfg), a.log)
+	if a.record, err = record.Open(recordSpecs(a.cfg), a.log); err == nil {
+		a.endedLane = a.record.Lane()
+	}
 	return err
 }
 
@@ -216,7 +222,7 @@ func (a *appliance) buildWorkers() error {
 				infos = append(infos, door.Info())
 			}
 		}
-		a.lanes = append(a.lanes, a.record.Lane(clock))
+		a.lanes = append(a.lanes, a.record.Lane())
 		a.workers = append(a.workers, pipeline.NewWorker(pipeline.WorkerOptions{
 			ID: w, Ports: ports, Infos: infos, Pool: a.memory.Arena.Pool(w), Waiter: waiter, Clock: clock, Log: a.log,
 			Default: pipeline.NoChain, TimeStages: true, Offloader: &offloader{a: a}, Router: a.routing(), Beat: func() { a.beat(w) },
@@ -333,9 +339,8 @@ func (a *appliance) startWorkers() error {
 	a.running.Go(func() { a.expireFlows(ctx) })
 	a.running.Go(func() { a.sweepGate(ctx) })
 	a.running.Go(func() { a.tendPlaces(ctx) })
-	if len(xdpEvents(recordSpecs(a.cfg))) > 0 {
-		a.running.Go(func() { a.readEvents(ctx) })
-	}
+	a.eventReader.ctx = ctx
+	a.eventReader.want(a, len(xdpEvents(recordSpecs(a.cfg))) > 0)
 	return nil
 }
 

@@ -17,41 +17,84 @@ import (
 // flowEvent is a record "flow" or "flow_start"; names are those of Suricata's EVE
 // where it has the field.
 type flowEvent struct {
-	SrcIP    string      `json:"src_ip"`
-	SrcPort  uint16      `json:"src_port"`
-	DestIP   string      `json:"dest_ip"`
-	DestPort uint16      `json:"dest_port"`
-	Proto    string      `json:"proto"`
-	VLAN     []uint16    `json:"vlan,omitempty"`
-	Chain    string      `json:"chain"`
-	InIface  string      `json:"in_iface,omitempty"`
-	Depth    string      `json:"depth,omitempty"`  // where its packets went last
-	Action   string      `json:"action,omitempty"` // "forward" or "drop", if XDP has it
-	Flow     *flowRecord `json:"flow,omitempty"`
+	SrcIP    netip.Addr
+	SrcPort  uint16
+	DestIP   netip.Addr
+	DestPort uint16
+	Proto    string
+	VLAN     [2]uint16 // the first n are there
+	vlans    int
+	Chain    string
+	InIface  string
+	Depth    string // where its packets went last
+	Action   string // "forward" or "drop", if XDP has it
+	ended    bool   // the rest is known
+	Flow     flowRecord
 }
 
 type flowRecord struct {
-	PktsToServer  uint64  `json:"pkts_toserver"`
-	PktsToClient  uint64  `json:"pkts_toclient"`
-	BytesToServer uint64  `json:"bytes_toserver"` // frame lengths
-	BytesToClient uint64  `json:"bytes_toclient"`
-	Start         string  `json:"start"`
-	End           string  `json:"end"` // last packet
-	Age           float64 `json:"age_seconds"`
-	Reason        string  `json:"reason"` // idle, closed, reset, evicted
+	PktsToServer  uint64
+	PktsToClient  uint64
+	BytesToServer uint64 // frame lengths
+	BytesToClient uint64
+	Start         time.Time
+	End           time.Time // last packet
+	Reason        string    // idle, closed, reset, evicted
+}
+
+var (
+	_ record.Appender = (*flowEvent)(nil)
+	_ record.Appender = (*dropEvent)(nil)
+)
+
+// AppendMembers implements record.Appender.
+func (e *flowEvent) AppendMembers(m *record.Members) {
+	e.appendFlow(m)
+	m.String("chain", e.Chain)
+	m.Some("in_iface", e.InIface)
+	m.Some("depth", e.Depth)
+	m.Some("action", e.Action)
+	if !e.ended {
+		return
+	}
+	f := &e.Flow
+	m.Open("flow")
+	m.Uint("pkts_toserver", f.PktsToServer)
+	m.Uint("pkts_toclient", f.PktsToClient)
+	m.Uint("bytes_toserver", f.BytesToServer)
+	m.Uint("bytes_toclient", f.BytesToClient)
+	m.Time("start", f.Start)
+	m.Time("end", f.End)
+	m.Seconds("age_seconds", int64(f.End.Sub(f.Start)))
+	m.String("reason", f.Reason)
+	m.Close()
+}
+
+// appendFlow writes what names a flow.
+func (e *flowEvent) appendFlow(m *record.Members) {
+	m.Addr("src_ip", e.SrcIP)
+	m.Uint("src_port", uint64(e.SrcPort))
+	m.Addr("dest_ip", e.DestIP)
+	m.Uint("dest_port", uint64(e.DestPort))
+	m.String("proto", e.Proto)
+	if e.vlans > 0 {
+		m.Uints("vlan", e.VLAN[:e.vlans])
+	}
 }
 
 // dropEvent is a record "drop": a sample of what XDP drops by itself.
 type dropEvent struct {
-	SrcIP    string   `json:"src_ip"`
-	SrcPort  uint16   `json:"src_port"`
-	DestIP   string   `json:"dest_ip"`
-	DestPort uint16   `json:"dest_port"`
-	Proto    string   `json:"proto"`
-	VLAN     []uint16 `json:"vlan,omitempty"`
-	InIface  string   `json:"in_iface"`
-	Reason   string   `json:"reason"`
-	Packets  uint32   `json:"packets"` // that it stands for
+	flow    flowEvent
+	reason  string
+	packets uint32 // that it stands for
+}
+
+// AppendMembers implements record.Appender.
+func (e *dropEvent) AppendMembers(m *record.Members) {
+	e.flow.appendFlow(m)
+	m.String("in_iface", e.flow.InIface)
+	m.String("reason", e.reason)
+	m.Uint("packets", uint64(e.packets))
 }
 
 // xdpEvents are the events that somebody records.
@@ -77,13 +120,10 @@ func (a *appliance) readEvents(ctx context.Context) {
 		switch e.Kind {
 		case bpf.EventFlowBegan:
 			f := a.flowEvent(e.Key, int(e.Chain), e.Port)
-			a.record.RecordAt(at, "flow_start", f)
+			a.record.RecordAt(at, "flow_start", &f)
 		case bpf.EventDropped:
 			f := a.flowEvent(e.Key, -1, e.Port)
-			a.record.RecordAt(at, "drop", dropEvent{
-				SrcIP: f.SrcIP, SrcPort: f.SrcPort, DestIP: f.DestIP, DestPort: f.DestPort, Proto: f.Proto, VLAN: f.VLAN,
-				InIface: f.InIface, Reason: e.Reason.String(), Packets: e.Count,
-			})
+			a.record.RecordAt(at, "drop", &dropEvent{flow: f, reason: e.Reason.String(), packets: e.Count})
 		}
 	})
 	if err != nil && ctx.Err() == nil {
@@ -93,11 +133,12 @@ func (a *appliance) readEvents(ctx context.Context) {
 
 func (a *appliance) flowEvent(k bpf.FlowKey, chain, port int) flowEvent {
 	e := flowEvent{
-		SrcIP: k.Src.String(), SrcPort: k.SrcPort, DestIP: k.Dst.String(), DestPort: k.DstPort, Proto: eveProto(k.Proto),
+		SrcIP: k.Src, SrcPort: k.SrcPort, DestIP: k.Dst, DestPort: k.DstPort, Proto: eveProto(k.Proto),
 	}
 	for _, id := range k.VLAN {
 		if id != 0 {
-			e.VLAN = append(e.VLAN, id)
+			e.VLAN[e.vlans] = id
+			e.vlans++
 		}
 	}
 	if p := a.placeOf(chain); p != nil {
@@ -132,6 +173,8 @@ func wallClock(at time.Duration) time.Time { return time.Now().Add(at - bpf.Now(
 type ended struct {
 	a    *appliance
 	logs bool
+	wall time.Time           // when bpf.Now's clock was at 0
+	flow flowEvent           // the one that is being recorded
 	tell map[int][]endedFlow // by worker
 }
 
@@ -141,10 +184,10 @@ type endedFlow struct {
 }
 
 func (a *appliance) newEnded() *ended {
-	return &ended{a: a, logs: a.record.Enabled("flow"), tell: map[int][]endedFlow{}}
+	return &ended{a: a, logs: a.record.Enabled("flow"), wall: wallClock(0), tell: map[int][]endedFlow{}}
 }
 
-// add is a callback of bpf.Steerer.
+// add is a callback of bpf.Steerer, which tells of one flow at a time.
 func (e *ended) add(f *bpf.EndedFlow) {
 	if f.Chain == bpf.NoChain { // of no concern to anybody
 		return
@@ -163,7 +206,8 @@ func (e *ended) add(f *bpf.EndedFlow) {
 }
 
 func (e *ended) record(f *bpf.EndedFlow) {
-	ev := e.a.flowEvent(f.Key, int(f.Chain), -1)
+	ev := &e.flow
+	*ev = e.a.flowEvent(f.Key, int(f.Chain), -1)
 	switch {
 	case f.Action == bpf.Drop:
 		ev.Depth, ev.Action = pipeline.DepthOffload.String(), "drop"
@@ -174,12 +218,11 @@ func (e *ended) record(f *bpf.EndedFlow) {
 			ev.Depth = p.depth.String()
 		}
 	}
-	ev.Flow = &flowRecord{
+	ev.ended, ev.Flow = true, flowRecord{
 		PktsToServer: f.Packets, PktsToClient: f.ReplyPackets, BytesToServer: f.Bytes, BytesToClient: f.ReplyBytes,
-		Start: record.Timestamp(wallClock(f.Start)), End: record.Timestamp(wallClock(f.LastSeen)),
-		Age: (f.LastSeen - f.Start).Seconds(), Reason: f.Why.String(),
+		Start: e.wall.Add(f.Start), End: e.wall.Add(f.LastSeen), Reason: f.Why.String(),
 	}
-	e.a.record.Record("flow", ev)
+	e.a.endedLane.Record("flow", ev)
 }
 
 // done tells the workers.

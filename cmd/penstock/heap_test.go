@@ -36,7 +36,7 @@ func TestKeepHeap(t *testing.T) {
 	for range (leastHeap - 8<<20) / 4096 {
 		garbage = make([]byte, 4096)
 	}
-	if n := collections() - before; n > 1 {
+	if n := collections() - before; n > 3 { // ten and more of 4 MiB, if they were
 		t.Errorf("%d collections for %d MiB", n, leastHeap>>20)
 	}
 	held := make([]byte, 4*leastHeap)

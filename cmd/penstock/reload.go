@@ -111,15 +111,20 @@ func sameIn(cfg *config.Config, c *config.Chain) int {
 }
 
 // apply changes the appliance to next, whose steer rules are known to fit. An
-// error leaves everything as it was.
+// error, or what it refuses in r, leaves everything as it was.
 func (a *appliance) apply(next *config.Config, r *control.Reload) (err error) {
 	p := &a.places
 	old, byID := p.current, slices.Clone(p.byID)
 	current := make([]*place, len(next.Chains))
 	var built, leaving []*place
+	records, err := a.prepareRecords(next)
+	if err != nil {
+		r.Refused = err.Error()
+		return nil
+	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, a.discard(built))
+			err = errors.Join(err, a.discard(built), records.discard())
 		}
 	}()
 	for _, pl := range old {
@@ -173,11 +178,12 @@ func (a *appliance) apply(next *config.Config, r *control.Reload) (err error) {
 	}
 
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	for _, pl := range leaving {
 		pl.state, pl.since = placeLeaving, time.Now()
 	}
 	p.cfg, p.byID, p.current, p.drained = next, byID, current, drained
+	p.mu.Unlock()
+	records.commit()
 	r.Applied = true
 	return nil
 }

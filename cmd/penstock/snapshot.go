@@ -11,6 +11,7 @@ import (
 
 	"penstock/bpf"
 	"penstock/internal/control"
+	"penstock/internal/record"
 	"penstock/internal/wire"
 	"penstock/pipeline"
 )
@@ -86,6 +87,9 @@ func (a *appliance) sample(flows bpf.FlowCounts) control.Status {
 	}
 	for _, r := range a.record.Stats() {
 		s.Records = append(s.Records, control.Record{To: r.To, Written: r.Written, Dropped: r.Dropped, Failed: r.Failed, Queued: r.Queued, Error: r.Error})
+	}
+	if r := a.record.Removed(); r != (record.SinkStats{}) {
+		s.RemovedRecords = &control.Record{To: "removed", Written: r.Written, Dropped: r.Dropped, Failed: r.Failed, Queued: r.Queued}
 	}
 	s.Exports = a.exportStatus()
 	return s

@@ -179,6 +179,9 @@ func printStatus(out io.Writer, s control.Status) {
 			fmt.Fprintf(out, "  last error: %s\n", r.Error)
 		}
 	}
+	if r := s.RemovedRecords; r != nil {
+		fmt.Fprintf(out, "records to what reloads have removed: %d written, %d dropped, %d failed, %d queued\n", r.Written, r.Dropped, r.Failed, r.Queued)
+	}
 	for _, e := range s.Exports {
 		fmt.Fprintf(out, "%s to %s: %d sent, %d dropped, %d failed, %d queued\n", e.Kind, e.To, e.Sent, e.Dropped, e.Failed, e.Queued)
 		if e.Error != "" {

@@ -43,7 +43,7 @@ func (c Change) String() string {
 }
 
 // live are the keys of [appliance] and [gate] that a running appliance can
-// change; [[steer]] and [[chain]] it can change as a whole.
+// change; [[steer]], [[chain]] and [[record]] it can change as a whole.
 var live = map[string]bool{
 	"appliance.drain": true, "appliance.drain_timeout": true,
 	"gate.deny": true, "gate.allow": true, "gate.screens": true, "gate.rate_packets": true, "gate.rate_bytes": true,
@@ -60,7 +60,7 @@ func Diff(old, next *Config) []Change {
 	d.ports(old.Ports, next.Ports)
 	d.steer(old, next)
 	d.chains(old.Chains, next.Chains)
-	d.list("record", recordLines(old), recordLines(next), true)
+	d.list("record", recordLines(old), recordLines(next), false)
 	d.list("ipfix", ipfixLines(old), ipfixLines(next), true)
 	d.otlp(old.OTLP, next.OTLP)
 	return d.changes

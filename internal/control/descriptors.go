@@ -87,7 +87,7 @@ var (
 
 	metricFrames  = gauge("memory_frames", "Packet memory, by where the frames are: free, in_flight in rings and NIC, in_hand of workers.", "state")
 	metricRouter  = counter("router_events_total", "Packets that XDP could not route by itself, by what became of them, and changes of the kernel's tables. Router mode only.", "event")
-	metricRecords = counter("record_events_total", "Events for records, by sink and what became of them.", "to", "result")
+	metricRecords = counter("record_events_total", "Events for records, by sink (removed: those that reloads have removed, together) and what became of them.", "to", "result")
 	metricQueued  = gauge("record_queued_events", "Events that wait to be written to a sink.", "to")
 	metricExports = counter("export_items_total", "What was for a collector, by what became of it: flows (kind ipfix), spans (otlp_traces; skipped: not sampled), data points (otlp_metrics).", "kind", "to", "result")
 	metricWaiting = gauge("export_queued_units", "What waits to be sent to a collector, as penstock_export_items_total counts it.", "kind", "to")

@@ -2,6 +2,7 @@ package control
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -74,7 +75,11 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	for event, n := range s.Router {
 		ch.count(metricRouter, n, event)
 	}
-	for _, r := range s.Records {
+	records := s.Records
+	if s.RemovedRecords != nil {
+		records = append(slices.Clone(records), *s.RemovedRecords)
+	}
+	for _, r := range records {
 		ch.count(metricRecords, r.Written, r.To, "written")
 		ch.count(metricRecords, r.Dropped, r.To, "dropped")
 		ch.count(metricRecords, r.Failed, r.To, "failed")

@@ -38,6 +38,8 @@ type Status struct {
 	Workers []pipeline.WorkerStats `json:"workers"`
 	Records []Record               `json:"records,omitempty"`
 	Exports []Export               `json:"exports,omitempty"`
+	// RemovedRecords is the sum over sinks that reloads have removed.
+	RemovedRecords *Record `json:"removed_records,omitempty"`
 	// OffloadResults count flows given to XDP, by what became of that.
 	OffloadResults map[string]uint64 `json:"offload_results,omitempty"`
 	LostEvents     uint64            `json:"lost_events"` // of XDP, for records

@@ -37,16 +37,13 @@ func (panicking) AppendMembers(m *Members) {
 func TestLane(t *testing.T) {
 	dir := t.TempDir()
 	r := open(t, Options{Now: fixedNow}, Spec{"file:" + dir + "/one", []string{"http"}}, Spec{"file:" + dir + "/all", []string{All}})
-	l := r.Lane(nil)
+	l := r.Lane()
 	if !l.Enabled("http") || l.Enabled("") != r.Enabled("") {
 		t.Error("a lane disagrees with its recorder on what is wanted")
 	}
 	rnd := rand.New(rand.NewPCG(1, 2))
 	const events = 20000
 	v := &number{}
-	forms := map[string]*Form{"http": NewForm("http", 0, "n"), "tls": NewForm("tls", 0, "n")}
-	var before Members
-	before.Bool("brief", true)
 	for i := range events {
 		event := "http"
 		if i%7 == 0 {
@@ -55,8 +52,6 @@ func TestLane(t *testing.T) {
 		switch v.n, v.pad = uint64(i), ""; {
 		case i%11 == 3:
 			l.Record(event, n{i})
-		case i%5 == 4 || i%100 > 70:
-			l.Record(event, &Brief{Form: forms[event], Before: [2]*Members{&before, &before}, Figures: [5]int64{int64(i)}})
 		case i%3000 == 1:
 			v.pad = strings.Repeat("x", chunkBytes*3)
 			l.Record(event, v)
@@ -103,7 +98,7 @@ func TestLane(t *testing.T) {
 func TestLaneIsBounded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	r := open(t, Options{Retry: time.Millisecond}, Spec{"unix:" + path, []string{All}})
-	l := r.Lane(nil)
+	l := r.Lane()
 	v := &number{pad: strings.Repeat("z", 900)}
 	const events = 8000 // some 8 MB
 	for i := range events {
@@ -147,7 +142,7 @@ func TestLanesTogether(t *testing.T) {
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
-			l, v := r.Lane(nil), &number{}
+			l, v := r.Lane(), &number{}
 			for i := range each {
 				v.n = uint64(w*each + i)
 				l.Record("http", v)
@@ -200,7 +195,7 @@ func TestLanesTogether(t *testing.T) {
 // does meanwhile.
 func TestLaneDoesNotAllocate(t *testing.T) {
 	r := open(t, Options{}, Spec{"file:/dev/null", []string{All}})
-	l, v := r.Lane(nil), &number{pad: "something"}
+	l, v := r.Lane(), &number{pad: "something"}
 	// AllocsPerRun counts those of the sink as well, which are few for thousands of
 	// events.
 	if got := testing.AllocsPerRun(100, func() {
@@ -218,7 +213,7 @@ func BenchmarkLane(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer r.Close()
-	l, v := r.Lane(nil), &number{pad: strings.Repeat("x", 300)}
+	l, v := r.Lane(), &number{pad: strings.Repeat("x", 300)}
 	b.ReportAllocs()
 	for b.Loop() {
 		l.Record("http", v)

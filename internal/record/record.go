@@ -18,6 +18,8 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"penstock/pipeline"
@@ -63,15 +65,55 @@ type Options struct {
 	Stdout    *os.File         // nil: os.Stdout
 }
 
-// Recorder is a set of sinks. Its methods may be called from any goroutine.
+// Recorder is a set of sinks, which a Change exchanges. Its methods may be called
+// from any goroutine.
 type Recorder struct {
-	sinks []*sink
-	by    map[string][]*sink // sinks that want the event; does not change
-	all   []*sink            // sinks that want every event
-	o     Options
+	o   Options
+	log *slog.Logger
+
+	routes atomic.Pointer[routes]
+	mu     sync.RWMutex // held for reading by who offers to sinks: a Change waits for them
+	figures
+	lanes []*Lane // guarded by figures.mu
 }
 
 var _ pipeline.Recorder = (*Recorder)(nil)
+
+// routes say which sinks want what. They do not change.
+type routes struct {
+	sinks []*sink
+	by    map[string][]*sink // sinks that want the event
+	all   []*sink            // sinks that want every event
+}
+
+func newRoutes(specs []Spec, sinks []*sink) *routes {
+	t := &routes{sinks: sinks, by: map[string][]*sink{}}
+	for i, spec := range specs {
+		if slices.Contains(spec.Events, All) {
+			t.all = append(t.all, sinks[i])
+		}
+	}
+	for _, spec := range specs {
+		for _, e := range spec.Events {
+			if e == All || t.by[e] != nil {
+				continue
+			}
+			for i := range specs {
+				if specs[i].Wants(e) {
+					t.by[e] = append(t.by[e], sinks[i])
+				}
+			}
+		}
+	}
+	return t
+}
+
+func (t *routes) of(event string) []*sink {
+	if s, ok := t.by[event]; ok {
+		return s
+	}
+	return t.all
+}
 
 // Open opens the sinks. A file must be possible to open; a socket may be absent
 // and is dialled until it is there. Without specs no event is enabled.
@@ -99,48 +141,22 @@ func OpenWith(specs []Spec, log *slog.Logger, o Options) (*Recorder, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	r := &Recorder{by: map[string][]*sink{}, o: o}
+	r := &Recorder{o: o, log: log}
+	var sinks []*sink
 	for _, spec := range specs {
-		s, err := newSink(spec, log, o)
+		s, err := newSink(spec, log, o, false)
 		if err != nil {
-			return nil, errors.Join(err, r.Close())
+			return nil, errors.Join(err, closeSinks(sinks, o.CloseWait))
 		}
-		r.sinks = append(r.sinks, s)
+		sinks = append(sinks, s)
 		go s.run()
 	}
-	for _, s := range r.sinks {
-		if slices.Contains(s.spec.Events, All) {
-			r.all = append(r.all, s)
-		}
-	}
-	for _, s := range r.sinks {
-		for _, e := range s.spec.Events {
-			if e != All && r.by[e] == nil {
-				r.by[e] = r.wanting(e)
-			}
-		}
-	}
+	r.routes.Store(newRoutes(specs, sinks))
 	return r, nil
 }
 
-func (r *Recorder) wanting(event string) (sinks []*sink) {
-	for _, s := range r.sinks {
-		if s.spec.Wants(event) {
-			sinks = append(sinks, s)
-		}
-	}
-	return sinks
-}
-
-func (r *Recorder) sinksOf(event string) []*sink {
-	if s, ok := r.by[event]; ok {
-		return s
-	}
-	return r.all
-}
-
 // Enabled implements pipeline.Recorder. It takes a map lookup and no lock.
-func (r *Recorder) Enabled(event string) bool { return len(r.sinksOf(event)) > 0 }
+func (r *Recorder) Enabled(event string) bool { return len(r.routes.Load().of(event)) > 0 }
 
 // Record implements pipeline.Recorder. fields is nil or encodes to a JSON
 // object, whose keys stand beside "timestamp" and "event_type" on the line. A
@@ -154,7 +170,9 @@ func (r *Recorder) Record(event string, fields any) {
 
 // RecordAt is Record for an event that is not of this moment.
 func (r *Recorder) RecordAt(at time.Time, event string, fields any) {
-	sinks := r.sinksOf(event)
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	sinks := r.routes.Load().of(event)
 	if len(sinks) == 0 {
 		return
 	}
@@ -167,7 +185,7 @@ func (r *Recorder) RecordAt(at time.Time, event string, fields any) {
 			}
 			return
 		}
-		e.fields = encoded(line)
+		e.fields, e.line = nil, line
 	}
 	for _, s := range sinks {
 		s.offer(e)
@@ -178,7 +196,7 @@ func (r *Recorder) RecordAt(at time.Time, event string, fields any) {
 // renamed them. A file that cannot be opened stays as it was.
 func (r *Recorder) Reopen() error {
 	var err error
-	for _, s := range r.sinks {
+	for _, s := range r.routes.Load().sinks {
 		err = errors.Join(err, s.reopen(r.o.CloseWait))
 	}
 	return err
@@ -188,8 +206,12 @@ func (r *Recorder) Reopen() error {
 // sinks. What could not be written in that time counts as dropped, which is an
 // error; what is recorded afterwards counts as dropped too.
 func (r *Recorder) Close() error {
-	deadline := time.Now().Add(r.o.CloseWait)
-	for _, s := range r.sinks {
+	return closeSinks(append(r.leavingSinks(), r.routes.Load().sinks...), r.o.CloseWait)
+}
+
+func closeSinks(sinks []*sink, wait time.Duration) error {
+	deadline := time.Now().Add(wait)
+	for _, s := range sinks {
 		s.stop(deadline)
 	}
 	// A write to a socket or a pipe ends at the deadline; the grace is for the
@@ -198,22 +220,13 @@ func (r *Recorder) Close() error {
 	ctx, cancel := context.WithDeadline(context.Background(), deadline.Add(time.Second))
 	defer cancel()
 	var err error
-	for _, s := range r.sinks {
+	for _, s := range sinks {
 		select {
 		case <-s.done:
 			err = errors.Join(err, s.closeErr)
 		case <-ctx.Done():
-			err = errors.Join(err, fmt.Errorf("close event sink %q: a write has not returned in %v", s.spec.To, r.o.CloseWait))
+			err = errors.Join(err, fmt.Errorf("close event sink %q: a write has not returned in %v", s.to, wait))
 		}
 	}
 	return err
-}
-
-// Stats returns the figures of each sink, in the order of the specs.
-func (r *Recorder) Stats() []SinkStats {
-	all := make([]SinkStats, len(r.sinks))
-	for i, s := range r.sinks {
-		all[i] = s.Stats()
-	}
-	return all
 }

@@ -10,13 +10,8 @@ import (
 	"time"
 )
 
-// batchBytes is how much a sink gathers from its queue before it writes. From lanes,
-// where there may be much, it takes writeBytes: the more at once, the larger are the
-// pieces of memory in which a file system takes it; but until then all of it has to stay in the cache.
-const (
-	batchBytes = 64 << 10
-	writeBytes = 256 << 10
-)
+// batchBytes is how much a sink writes at once.
+const batchBytes = 64 << 10
 
 // SinkStats are the figures of a sink. Every event that was recorded for it is
 // in one of Written, Dropped, Failed and Queued.
@@ -48,7 +43,7 @@ type output interface {
 }
 
 type sink struct {
-	spec  Spec
+	to    string // Spec.To
 	out   output
 	file  bool // may be reopened
 	log   *slog.Logger
@@ -81,13 +76,14 @@ type sink struct {
 	pause time.Duration // before the next attempt to open
 }
 
-func newSink(spec Spec, log *slog.Logger, o Options) (*sink, error) {
+// newSink opens a sink. Whether a socket must be there already is the caller's.
+func newSink(spec Spec, log *slog.Logger, o Options, there bool) (*sink, error) {
 	scheme, path, err := splitTarget(spec.To)
 	if err != nil {
 		return nil, fmt.Errorf("open event sink: %w", err)
 	}
 	s := &sink{
-		spec: spec, log: log.With("sink", spec.To), retry: o.Retry, block: o.Wait, enc: newEncoder(),
+		to: spec.To, log: log.With("sink", spec.To), retry: o.Retry, block: o.Wait, enc: newEncoder(),
 		queue: make(chan entry, o.Queue), bell: make(chan struct{}, 1), hurry: make(chan struct{}, 1), reopened: make(chan chan error),
 		quit: make(chan struct{}), done: make(chan struct{}),
 	}
@@ -100,7 +96,7 @@ func newSink(spec Spec, log *slog.Logger, o Options) (*sink, error) {
 		s.out = &stdoutOutput{from: o.Stdout}
 	}
 	if err := s.out.open(); err != nil {
-		if scheme != "unix" {
+		if there || scheme != "unix" {
 			return nil, fmt.Errorf("open event sink %q: %w", spec.To, err)
 		}
 		s.trouble(err)
@@ -137,7 +133,7 @@ func (s *sink) offer(e entry) {
 func (s *sink) Stats() SinkStats {
 	// Finished events are read before the accepted ones: Queued is never
 	// below zero.
-	st := SinkStats{To: s.spec.To, Written: s.written.Load(), Failed: s.failed.Load(), Up: !s.down.Load()}
+	st := SinkStats{To: s.to, Written: s.written.Load(), Failed: s.failed.Load(), Up: !s.down.Load()}
 	st.Queued = s.accepted.Load() - st.Written - st.Failed
 	st.Dropped = s.drops.Load()
 	if e := s.lastErr.Load(); e != nil {
@@ -181,9 +177,7 @@ func (s *sink) turn() bool {
 			return false
 		default:
 		}
-		for len(s.todo) > 0 && len(s.buf) < writeBytes {
-			s.load()
-		}
+		s.load()
 		s.flush()
 		return true
 	}
@@ -329,7 +323,7 @@ func (s *sink) flush() {
 func (s *sink) take(n int) {
 	if n == len(s.ends) {
 		s.ends = s.ends[:0]
-		if s.buf = s.buf[:0]; cap(s.buf) > 2*writeBytes {
+		if s.buf = s.buf[:0]; cap(s.buf) > 4*batchBytes {
 			s.buf = nil // one long event must not hold its memory for ever
 		}
 		return
@@ -381,7 +375,7 @@ func (s *sink) finish() {
 		err = errors.Join(fmt.Errorf("%d events were not written in time", left), err)
 	}
 	if err != nil {
-		s.closeErr = fmt.Errorf("close event sink %q: %w", s.spec.To, err)
+		s.closeErr = fmt.Errorf("close event sink %q: %w", s.to, err)
 	}
 }
 
@@ -415,7 +409,7 @@ func (s *sink) reopen(wait time.Duration) error {
 		err = fmt.Errorf("a write has not returned in %v", wait)
 	}
 	if err != nil {
-		return fmt.Errorf("reopen event sink %q: %w", s.spec.To, err)
+		return fmt.Errorf("reopen event sink %q: %w", s.to, err)
 	}
 	return nil
 }

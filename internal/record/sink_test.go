@@ -74,7 +74,7 @@ func TestEnabled(t *testing.T) {
 				t.Errorf("%s: %q is enabled: %v", name, event, got)
 			}
 			r.Record(event, nil)
-			if got := len(r.sinksOf(event)); got != want {
+			if got := len(r.routes.Load().of(event)); got != want {
 				t.Errorf("%s: %d sinks want %q, want %d", name, got, event, want)
 			}
 		}
@@ -265,7 +265,7 @@ func TestLongEvents(t *testing.T) {
 	if got := len(lines(t, file)); got != 5 {
 		t.Errorf("%d events arrived, want 5", got)
 	}
-	if s := r.sinks[0]; cap(s.buf) > 2*writeBytes {
+	if s := r.routes.Load().sinks[0]; cap(s.buf) > 4*batchBytes {
 		t.Errorf("the sink keeps %d bytes", cap(s.buf))
 	}
 }

@@ -220,4 +220,9 @@ func VersionName(v uint16) string {
 }
 
 // Hex returns v as IANA's registries write numbers: "0x1301".
-func Hex(v uint16) string { return "0x" + string(appendHex(nil, []uint16{v})) }
+func Hex(v uint16) string { return string(AppendHexNumber(nil, v)) }
+
+// AppendHexNumber appends Hex of v.
+func AppendHexNumber(dst []byte, v uint16) []byte {
+	return append(dst, '0', 'x', digits[v>>12], digits[v>>8&15], digits[v>>4&15], digits[v&15])
+}

@@ -14,7 +14,6 @@ import (
 
 	"penstock/internal/config"
 	"penstock/pcap"
-	"penstock/pipeline"
 	"penstock/stages"
 )
 
@@ -42,7 +41,7 @@ type events struct{ b *strings.Builder }
 func (events) Enabled(string) bool { return true }
 
 func (e events) Record(_ string, fields any) {
-	text, err := json.Marshal(fields.(pipeline.Borrowed).Keep())
+	text, err := json.Marshal(fields)
 	if err != nil {
 		panic(err)
 	}

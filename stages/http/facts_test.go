@@ -14,7 +14,6 @@ import (
 
 	"penstock/internal/config"
 	"penstock/pcap"
-	"penstock/pipeline"
 	"penstock/stages"
 )
 
@@ -56,7 +55,7 @@ type factRecorder struct{ list *[]fact }
 func (factRecorder) Enabled(string) bool { return true }
 
 func (r factRecorder) Record(_ string, fields any) {
-	text, err := json.Marshal(fields.(pipeline.Borrowed).Keep())
+	text, err := json.Marshal(fields)
 	if err != nil {
 		panic(err)
 	}

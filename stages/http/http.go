@@ -10,7 +10,6 @@ package http
 import (
 	"bytes"
 	_ "embed"
-	"hash/maphash"
 
 	"penstock/internal/http1"
 	rules "penstock/internal/policy"
@@ -46,12 +45,9 @@ type stage struct {
 	policy        *policy
 	rules         *rules.Judge[facts] // nil: none
 	logs          bool
-	request       request // the one that is being judged
-	facts         facts   // of it, for rules
-	event         event   // the one that is being recorded
-	brief         record.Brief
-	places        []place // of beginnings of records
-	seed          maphash.Seed
+	request       request     // the one that is being judged
+	facts         facts       // of it, for rules
+	event         event       // the one that is being recorded
 	spare         []*exchange // for the next requests
 	requests      *pipeline.Counter
 	responses     *pipeline.Counter
@@ -67,7 +63,7 @@ type stage struct {
 }
 
 func newStage(c Config, env *pipeline.Env) (*stage, error) {
-	s := &stage{cfg: c, env: env, enforce: c.enforces(), policy: newPolicy(&c), logs: c.Log && env.Recorder.Enabled("http")}
+	s := &stage{cfg: c, env: env, enforce: c.enforces(), policy: newPolicy(&c), logs: c.Log}
 	var err error
 	if s.rules, err = rules.Load(env, ruleVars(&c), c.Rules, c.sets); err != nil {
 		return nil, err
@@ -115,7 +111,6 @@ type stream struct {
 	chosen  bool           // the client's first bytes have told which HTTP it is
 	two     *http2         // HTTP/2; nil: HTTP/1.x
 	ends    record.Members // what records say of the connection; empty: not needed yet
-	begun   *beginning     // of its last record; nil: none
 }
 
 // message is where one direction stands.

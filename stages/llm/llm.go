@@ -74,7 +74,7 @@ type stage struct {
 }
 
 func newStage(c Config, env *pipeline.Env) (*stage, error) {
-	s := &stage{cfg: c, env: env, endpoints: c.endpointList(), n: newCounters(env.Counters), logs: c.Log && env.Recorder.Enabled("llm")}
+	s := &stage{cfg: c, env: env, endpoints: c.endpointList(), n: newCounters(env.Counters), logs: c.Log}
 	s.metrics = newMetrics(env, c.MaxModels)
 	var err error
 	if s.rules, err = policy.Load(env, ruleVars(&c), c.Rules, c.sets); err != nil {

@@ -81,7 +81,7 @@ func (s *stage) settle(c *pipeline.Conn, e *exchange) {
 	s.n.reasoning.Add(e.counts[countReasoning])
 	s.n.chunks.Add(e.chunks)
 	s.metrics.observe(e, usage)
-	if !s.logs {
+	if !s.logs || !s.env.Recorder.Enabled("llm") {
 		return
 	}
 	d := &dialects[e.dialect]

@@ -204,8 +204,8 @@ func TestCapturesAgainstArkime(t *testing.T) {
 				what, got string
 				want      []string
 			}{
-				{"ja3", e.TLS.JA3.Hash, w.JA3}, {"ja3 string", e.TLS.JA3.String, w.JA3String}, {"ja3s", e.TLS.JA3S.Hash, w.JA3S},
-				{"ja3s string", e.TLS.JA3S.String, w.JA3SString}, {"ja4", e.TLS.JA4, w.JA4},
+				{"ja3", string(e.TLS.JA3.Hash), w.JA3}, {"ja3 string", string(e.TLS.JA3.String), w.JA3String}, {"ja3s", string(e.TLS.JA3S.Hash), w.JA3S},
+				{"ja3s string", string(e.TLS.JA3S.String), w.JA3SString}, {"ja4", string(e.TLS.JA4), w.JA4},
 				{"version", strings.ReplaceAll(e.TLS.Version, "TLS ", "TLSv"), w.Version},
 			} {
 				if !slices.Contains(f.want, f.got) {
@@ -230,7 +230,7 @@ func TestCapturesAgainstTshark(t *testing.T) {
 		}
 		var e event
 		for p, candidate := range played[name] {
-			if typ == "1" && strconv.Itoa(int(p)) == port || typ == "2" && candidate.TLS.JA3S != nil && candidate.TLS.JA3S.Hash == ja3s {
+			if typ == "1" && strconv.Itoa(int(p)) == port || typ == "2" && candidate.TLS.JA3S != nil && string(candidate.TLS.JA3S.Hash) == ja3s {
 				e = candidate
 			}
 		}
@@ -248,7 +248,7 @@ func TestCapturesAgainstTshark(t *testing.T) {
 					highest = max(highest, v)
 				}
 			}
-			if e.TLS.SNI != sni || strings.Join(e.TLS.ClientALPNs, ",") != alpn || e.TLS.JA3.Hash != ja3 || e.TLS.ClientVersion != chosen[highest] {
+			if e.TLS.SNI != sni || strings.Join(e.TLS.ClientALPNs, ",") != alpn || string(e.TLS.JA3.Hash) != ja3 || e.TLS.ClientVersion != chosen[highest] {
 				t.Errorf("%s: got %+v, tshark has %q", name, e.TLS, f)
 			}
 		case "2":
@@ -270,7 +270,7 @@ func TestCapturesAgainstFoxIO(t *testing.T) {
 	for _, f := range rows(t, "ja4.tsv", "\t") {
 		port, _ := strconv.Atoi(f[1])
 		e := play(t, newRig(t, nil), f[0], 0)[uint16(port)]
-		if e.TLS == nil || e.TLS.JA4 != f[2] {
+		if e.TLS == nil || string(e.TLS.JA4) != f[2] {
 			t.Errorf("%s: got %+v, want %s", f[0], e.TLS, f[2])
 		}
 	}
@@ -294,7 +294,7 @@ func TestCapturesAgainstSuricataAndZeek(t *testing.T) {
 		}
 		found := false
 		for _, e := range play(t, newRig(t, nil), row.name, 2) {
-			found = found || map[string]string{"ja4": e.TLS.JA4, "sni": e.TLS.SNI}[row.field] == want
+			found = found || map[string]string{"ja4": string(e.TLS.JA4), "sni": e.TLS.SNI}[row.field] == want
 		}
 		if !found {
 			t.Errorf("%s: no record has %s %q", row.name, row.field, want)

@@ -35,7 +35,7 @@ func TestRules(t *testing.T) {
 		{`tls.version == "1.3"`, hello, true},
 		{`tls.version < "1.3" && tls.version > "1.1"`, old, true},
 		{`tls.ech`, hello, false},
-		{`tls.ja4 == "` + facts.JA4 + `" && tls.ja3 == "` + facts.JA3.Hash + `"`, hello, true},
+		{`tls.ja4 == "` + string(facts.JA4) + `" && tls.ja3 == "` + string(facts.JA3.Hash) + `"`, hello, true},
 		{`tls.ja4 == ""`, retried, false},
 		{`tls.version == "1.3"`, retried, true},
 	} {

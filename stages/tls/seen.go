@@ -22,9 +22,7 @@ func (c *stream) askDNS(name string, now int64) pipeline.Reason {
 		word = "unknown"
 		s.dnsUnknown.Add(1)
 	}
-	if c.record != nil {
-		c.record.DNS = word
-	}
+	c.notes.DNS = word
 	if s.cfg.RequireDNS == "deny" && (word == "other" || word == "unknown" && s.cfg.DNSUnknown == "deny") {
 		return reasonDNS
 	}

@@ -23,7 +23,7 @@ type stream struct {
 	logs   bool
 	hellos int    // ClientHellos that were judged good
 	name   string // of the server; "": none
-	record *tlsRecord
+	notes  notes
 	retry  bool // the server wants a second ClientHello
 	lost   bool // the server's side cannot be read
 	done   bool // nothing more is wanted
@@ -135,7 +135,7 @@ func (c *stream) clientHello(msg []byte, now int64) pipeline.StreamVerdict {
 			ja4 = s.ja4
 		}
 		if c.logs {
-			c.record = c.describe(h, name, ja4)
+			c.notes.describe(h, name, ja4)
 		}
 	}
 	if why := s.policy.judge(h, name, c.conn.Server.Addr(), ja4); why != pipeline.ReasonNone {
@@ -167,14 +167,12 @@ func (c *stream) serverEvent(r *tlshello.Reader, e tlshello.Event) pipeline.Stre
 		if h.Retry {
 			s.retries.Add(1)
 			c.retry = true
-			if c.record != nil {
-				c.record.HelloRetry = true
-			}
+			c.notes.HelloRetry = true
 			return pipeline.StreamVerdict{}
 		}
 		s.answers.Add(1)
-		if c.record != nil {
-			c.record.answer(h, &s.ja3)
+		if c.notes.begun {
+			c.notes.answer(h)
 		}
 		if h.Selected < s.policy.minVersion {
 			return c.deny(reasonVersion)
@@ -182,9 +180,8 @@ func (c *stream) serverEvent(r *tlshello.Reader, e tlshello.Event) pipeline.Stre
 		c.finish()
 	case tlshello.Alert:
 		if level, description := r.Alert(); level == 2 {
-			if c.record != nil {
-				c.record.Alert = &description
-			}
+			c.notes.alert = description
+			c.notes.Alert = &c.notes.alert
 			c.finish()
 		}
 	case tlshello.ChangeCipher:
@@ -233,9 +230,7 @@ func (c *stream) bad(why pipeline.Reason) pipeline.StreamVerdict {
 
 func (c *stream) deny(why pipeline.Reason) pipeline.StreamVerdict {
 	c.s.denied.Add(1)
-	if c.record == nil && c.logs {
-		c.record = &tlsRecord{}
-	}
+	c.notes.begun = c.logs
 	c.log(why)
 	c.end()
 	v := pipeline.StreamVerdict{Action: pipeline.StreamDeny, Reason: why}
@@ -285,7 +280,9 @@ func (c *stream) Close(int64) {
 	}
 	c.end()
 	if s := c.s; len(s.spare) < keepStreams {
-		*c = stream{}
+		n := c.notes
+		n.reset()
+		*c = stream{notes: n}
 		s.spare = append(s.spare, c)
 	}
 }

@@ -63,7 +63,6 @@ type stage struct {
 	seen     *dnsseen.Table
 	restrict bool // the policy refuses anything
 	enforce  bool // what cannot be read is refused
-	logs     bool
 	buffers  [][]byte
 	spare    []*stream // for the next connections
 
@@ -71,6 +70,7 @@ type stage struct {
 	hello    tlshello.ClientHello
 	answer   tlshello.ServerHello
 	ja4, ja3 []byte
+	event    event // the one that is being recorded
 
 	hosts *pipeline.Top
 
@@ -78,7 +78,7 @@ type stage struct {
 }
 
 func newStage(c Config, env *pipeline.Env) (*stage, error) {
-	s := &stage{cfg: c, env: env, policy: newLists(&c), restrict: c.restricts(), enforce: c.denies(), logs: c.Log && env.Recorder.Enabled("tls")}
+	s := &stage{cfg: c, env: env, policy: newLists(&c), restrict: c.restricts(), enforce: c.denies()}
 	var err error
 	if s.rules, err = policy.Load(env, ruleVars, c.Rules, c.sets); err != nil {
 		return nil, err
@@ -102,7 +102,8 @@ func newStage(c Config, env *pipeline.Env) (*stage, error) {
 
 // Open implements pipeline.StreamStage.
 func (s *stage) Open(c *pipeline.Conn) pipeline.Stream {
-	if c.Midstream || !s.logs && !s.enforce && !s.restrict && s.rules == nil && s.cfg.RequireDNS == "off" {
+	logs := s.cfg.Log && s.env.Recorder.Enabled("tls")
+	if c.Midstream || !logs && !s.enforce && !s.restrict && s.rules == nil && s.cfg.RequireDNS == "off" {
 		return nil // of a connection that was open before, the hello has passed
 	}
 	// Who does not terminate cannot acknowledge what it holds, and a client with
@@ -116,7 +117,8 @@ func (s *stage) Open(c *pipeline.Conn) pipeline.Stream {
 	} else {
 		st = &stream{}
 	}
-	*st = stream{s: s, conn: c, logs: s.logs, hold: [2]bool{hold && (s.enforce || s.restrict), hold && s.policy.minVersion > 0}}
+	st.s, st.conn, st.logs = s, c, logs
+	st.hold = [2]bool{hold && (s.enforce || s.restrict), hold && s.policy.minVersion > 0}
 	return st
 }
 

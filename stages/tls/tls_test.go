@@ -154,7 +154,7 @@ func TestPolicy(t *testing.T) {
 	old := transcript(t, func(c, _ *stdtls.Config) { c.MaxVersion = stdtls.VersionTLS12 })
 	oldServer := transcript(t, func(_, s *stdtls.Config) { s.MaxVersion = stdtls.VersionTLS12 })
 	retried := transcript(t, helloRetry)
-	ja4 := only(t, newRig(t, nil), hello).TLS.JA4
+	ja4 := only(t, newRig(t, nil), hello).TLS.JA4.String()
 	for _, row := range []struct {
 		name   string
 		in     []piece
@@ -270,11 +270,11 @@ func checkPassed(t *testing.T, c *conversation, in []piece) {
 
 func TestLog(t *testing.T) {
 	e := only(t, newRig(t, nil), transcript(t, nil))
-	if e.FlowID != 7 || e.SrcIP != "10.0.0.1" || e.SrcPort != 40000 || e.DestIP != "192.0.2.10" || e.DestPort != 443 || e.Proto != "TCP" || e.Chain != "tls" || e.Action != "allowed" {
+	if e.FlowID != 7 || e.SrcIP.String() != "10.0.0.1" || e.SrcPort != 40000 || e.DestIP.String() != "192.0.2.10" || e.DestPort != 443 || e.Proto != "TCP" || e.Chain != "tls" || e.Action != "allowed" {
 		t.Errorf("%+v", e)
 	}
 	if r := e.TLS; r.SNI != "www.good.example" || r.Version != "TLS 1.3" || r.ClientVersion != "TLS 1.3" || fmt.Sprint(r.ClientALPNs) != "[h2 http/1.1]" ||
-		r.ServerALPNs != nil || !strings.HasPrefix(r.CipherSuite, "0x130") || len(r.JA4) != 36 || r.JA3S == nil || r.HelloRetry || r.Alert != nil {
+		r.ServerALPNs != nil || !strings.HasPrefix(string(r.CipherSuite), "0x130") || len(r.JA4) != 36 || r.JA3S == nil || r.HelloRetry || r.Alert != nil {
 		t.Errorf("%+v", r)
 	}
 	if e := only(t, newRig(t, nil), transcript(t, func(_, s *stdtls.Config) { s.MaxVersion = stdtls.VersionTLS12 })); e.TLS.Version != "TLS 1.2" || fmt.Sprint(e.TLS.ServerALPNs) != "[h2]" {

@@ -109,7 +109,7 @@ var allowed = map[string][]string{
 	"stages/http":                  {"pipeline", "internal/record", "internal/units", "internal/policy", "internal/hostname", "internal/http1", "internal/h2"},
 	"stages/llm":                   {"pipeline", "internal/units", "internal/policy", "internal/http1"},
 	"stages/tcp":                   {"pipeline", "internal/units", "internal/wire", "stack", "inspect"},
-	"stages/tls":                   {"pipeline", "internal/units", "internal/policy", "internal/hostname", "internal/tlshello", "internal/dnsseen"},
+	"stages/tls":                   {"pipeline", "internal/record", "internal/units", "internal/policy", "internal/hostname", "internal/tlshello", "internal/dnsseen"},
 	"stages/capture":               {"pipeline", "internal/wire", "internal/units", "internal/match", "internal/packetring", "pcap"},
 	"bpf":                          {"internal/rewrite"},
 	"xsk":                          {},

@@ -58,6 +58,11 @@ func (b *bed) build() (err error) {
 	if b.script, err = writeFile(b.dir, "result.lua", wrkScript); err != nil {
 		return err
 	}
+	if slices.ContainsFunc(b.workloads, func(w workload) bool { return w.name == playedName }) {
+		if err := b.writeScript(); err != nil {
+			return err
+		}
+	}
 	for _, g := range b.gateways {
 		if len(g.missing()) > 0 {
 			continue
@@ -188,6 +193,12 @@ func (b *bed) serve(s *site) error {
 	if slices.ContainsFunc(b.workloads, func(w workload) bool { return strings.HasPrefix(w.name, "tls-") }) {
 		ports = append(ports, tlsPort)
 		if _, err := startSelf(b.ctx, s.server, endpointCPU, nil, "serve-tls", fmt.Sprintf(":%d", tlsPort)); err != nil {
+			return err
+		}
+	}
+	if slices.ContainsFunc(b.workloads, func(w workload) bool { return w.name == playedName }) {
+		ports = append(ports, playPort)
+		if _, err := startSelf(b.ctx, s.server, endpointCPU, nil, "serve-played", fmt.Sprintf(":%d", playPort), b.scriptPath()); err != nil {
 			return err
 		}
 	}

@@ -131,7 +131,7 @@ interface = "eth2"
 [[steer]]
 from     = "lan"
 proto    = "tcp"
-dst_port = ["80-84"]
+dst_port = ["80-85"]
 to       = "web"
 [[chain]]
 name = "web"
@@ -142,7 +142,7 @@ name = "web"
 
 // sniChain refuses TLS connections by the server name.
 func sniChain(depth string) string {
-	text := strings.Replace(spliceChain, `["80-84"]`, `[83]`, 1)
+	text := strings.Replace(spliceChain, `["80-85"]`, `[83, 85]`, 1)
 	return strings.Replace(text, `depth = "terminate"`, fmt.Sprintf("depth = %q", depth), 1) + `
   [[chain.stage]]
   kind     = "tls"

@@ -34,14 +34,14 @@ const (
 )
 
 type options struct {
-	penstock, root  string
-	json, markdown  string
-	gateways        []gateway
-	workloads       []workload
-	rounds, seconds int
-	xsk, plainPeers bool
-	profile         string
-	cpuProfile      string
+	penstock, root     string
+	json, markdown, of string
+	gateways           []gateway
+	workloads          []workload
+	rounds, seconds    int
+	xsk, plainPeers    bool
+	profile            string
+	cpuProfile         string
 }
 
 func main() {
@@ -77,6 +77,7 @@ func parseOptions(args []string) (o options, err error) {
 	fs.StringVar(&o.json, "json", "", "write all measurements and conditions to this file")
 	fs.StringVar(&o.markdown, "markdown", "", "write the tables of docs/performance.md to this file")
 	fs.StringVar(&o.penstock, "penstock", "bin/penstock", "the binary to measure")
+	fs.StringVar(&o.of, "of", "", "the gateway that the tables compare with (default "+yardstick+"; "+tlsYardstick+" for tls-*)")
 	other := fs.String("against", "", "another penstock binary, to compare with in the same run")
 	fs.StringVar(&o.root, "root", ".", "root of the source tree, for the benchmark of package xsk")
 	fs.BoolVar(&o.xsk, "xsk", true, "run the benchmark of package xsk beside its peers as well")
@@ -97,6 +98,9 @@ func parseOptions(args []string) (o options, err error) {
 	}
 	if o.gateways, err = choose(gateways(), *chosenGateways); err != nil {
 		return o, err
+	}
+	if o.of != "" && !slices.ContainsFunc(o.gateways, func(g gateway) bool { return g.name == o.of }) {
+		return o, fmt.Errorf("-of %s: want one of the gateways that are measured", o.of)
 	}
 	if *chosenGateways == "" {
 		o.gateways = slices.DeleteFunc(o.gateways, func(g gateway) bool { return g.asked })
@@ -183,7 +187,7 @@ func run(ctx context.Context, o options) (ok bool, err error) {
 	defer os.RemoveAll(dir)
 	_ = os.Chmod(dir, 0o755) // nginx's worker reads it
 
-	r := report{Conditions: readConditions(o), Rounds: o.rounds, Seconds: o.seconds}
+	r := report{Conditions: readConditions(o), Rounds: o.rounds, Seconds: o.seconds, Of: o.of}
 	b, err := newBed(ctx, dir, o)
 	if err != nil {
 		return false, err

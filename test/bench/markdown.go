@@ -27,7 +27,7 @@ func (r report) markdown(out io.Writer) {
 		if len(gateways) == 0 {
 			continue
 		}
-		columns := []string{"`" + w.name + "`", w.unit + " per gateway CPU-s", "of `" + yardstick + "`", "of `" + limit + "`", "gateway CPU", "retransmits"}
+		columns := []string{"`" + w.name + "`", w.unit + " per gateway CPU-s", "of `" + r.peer(w) + "`", "of `" + limit + "`", "gateway CPU", "retransmits"}
 		latency := w.name == "pingpong"
 		if latency {
 			columns = append(columns[:3], "p50, us", "p99, us")
@@ -47,7 +47,7 @@ func (r report) markdown(out io.Writer) {
 				return spreadOf(v)
 			}
 			rate := each(func(m result) float64 { return m.PerCPUSecond })
-			fmt.Fprintf(out, "| `%s` | %s [%s-%s] | %s | ", g, figure(rate.Median), figure(rate.Min), figure(rate.Max), r.ratioText(g, yardstick, w.name))
+			fmt.Fprintf(out, "| `%s` | %s [%s-%s] | %s | ", g, figure(rate.Median), figure(rate.Min), figure(rate.Max), r.ratioText(g, r.peer(w), w.name))
 			if latency {
 				fmt.Fprintf(out, "%s | %s |\n", whole(each(func(m result) float64 { return m.P50 })), whole(each(func(m result) float64 { return m.P99 })))
 				continue

@@ -91,7 +91,7 @@ const divert = `table ip bench {
 
 // intercept sets up TPROXY in the gateway, and undoes it when r stops.
 func intercept(ctx context.Context, b *bed, s *site, r *running) error {
-	rules, err := writeFile(b.dir, "divert.nft", fmt.Sprintf(divert, s.lanIf, httpPort, idlePort, proxyPort))
+	rules, err := writeFile(b.dir, "divert.nft", fmt.Sprintf(divert, s.lanIf, httpPort, playPort, proxyPort))
 	if err != nil {
 		return err
 	}
@@ -167,7 +167,7 @@ func startHAProxy(mode string) func(context.Context, *bed, *site) (*running, err
 
 // haproxySNI waits for a ClientHello and refuses it by its server name; what goes
 // to other ports is not looked at.
-const haproxySNI = `acl tls dst_port %d
+const haproxySNI = `acl tls dst_port %d %d
   tcp-request inspect-delay 5s
   tcp-request content accept if !tls
   tcp-request content reject if { req.ssl_sni -i -m end .ads.example }
@@ -175,7 +175,7 @@ const haproxySNI = `acl tls dst_port %d
   tcp-request content reject`
 
 func startHAProxySNI(ctx context.Context, b *bed, s *site) (*running, error) {
-	return startHAProxyWith(ctx, b, s, "tcp", "option splice-auto", fmt.Sprintf(haproxySNI, tlsPort), nil)
+	return startHAProxyWith(ctx, b, s, "tcp", "option splice-auto", fmt.Sprintf(haproxySNI, tlsPort, playPort), nil)
 }
 
 // noSharing keeps HAProxy from using a connection to a server for another client:

@@ -104,6 +104,10 @@ func runChild(args []string) (status int, child bool) {
 		err = serveTLS(args[1])
 	case "load-tls":
 		err = loadTLS(args[1:], os.Stdout)
+	case "serve-played":
+		err = servePlayed(args[1], args[len(args)-1])
+	case "load-played":
+		err = loadPlayed(args[1:], os.Stdout)
 	case "proxy":
 		err = proxy(args[1])
 	default:

@@ -19,6 +19,18 @@ type report struct {
 	Results    []result    `json:"results"`
 	XSK        *xskResults `json:"xsk,omitempty"`
 	Floors     []floor     `json:"floors"`
+	Of         string      `json:"of,omitempty"` // the gateway that the tables compare with; "": what is usual for a workload
+}
+
+// peer is the gateway that the others are compared with.
+func (r report) peer(w workload) string {
+	switch {
+	case r.Of != "":
+		return r.Of
+	case strings.HasPrefix(w.name, "tls-"):
+		return tlsYardstick
+	}
+	return yardstick
 }
 
 // floor is something that must hold.
@@ -205,7 +217,7 @@ func (r report) printWorkload(out io.Writer, w workload) {
 		}
 		s, n := spreadOf(rate), spreadOf(repeats)
 		fmt.Fprintf(tw, "  %s\t%s [%s-%s]\t%s\t%s\t%s\t%.0f %%\t%.0f [%.0f-%.0f]", g, figure(s.Median), figure(s.Min), figure(s.Max),
-			r.ratioText(g, yardstick, w.name), r.ratioText(g, limit, w.name), figure(spreadOf(wall).Median), spreadOf(cpu).Median, n.Median, n.Min, n.Max)
+			r.ratioText(g, r.peer(w), w.name), r.ratioText(g, limit, w.name), figure(spreadOf(wall).Median), spreadOf(cpu).Median, n.Median, n.Min, n.Max)
 		if w.name == "pingpong" {
 			fmt.Fprintf(tw, "\t%s\t%s", whole(spreadOf(p50)), whole(spreadOf(p99)))
 		}

@@ -45,8 +45,13 @@ func tlsWorkloads() (out []workload) {
 			asked: true, run: func(ctx context.Context, b *bed, s *site) (loaded, error) { return b.tls(ctx, s, n) },
 		})
 	}
-	return out
+	return append(out, workload{
+		name: playedName, unit: "connections", about: fmt.Sprintf("a recorded TLS connection played, with an object of %s, %d at a time", sizeName(playBytes), manyConns),
+		asked: true, run: playTLS,
+	})
 }
+
+const playedName = "tls-played"
 
 func tlsName(n int) string { return "tls-" + strings.ToLower(strings.ReplaceAll(sizeName(n), " ", "")) }
 
@@ -59,6 +64,13 @@ func sizeName(n int) string {
 
 // tls runs the load of one size.
 func (b *bed) tls(ctx context.Context, s *site, size int) (loaded, error) {
+	// The handshake goes by user space.
+	packets := func(r bulkResult) float64 { return float64(r.Objects) * float64(size/maxSegment) / 2 }
+	return b.runTLS(ctx, s, packets, "load-tls", fmt.Sprintf("-size=%d", size), fmt.Sprintf("-duration=%ds", b.seconds), s.addr(tlsPort))
+}
+
+// runTLS runs a load that this program is, of which the gateway must have seen packets.
+func (b *bed) runTLS(ctx context.Context, s *site, packets func(bulkResult) float64, args ...string) (loaded, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return loaded{}, err
@@ -70,8 +82,7 @@ func (b *bed) tls(ctx context.Context, s *site, size int) (loaded, error) {
 	}
 	limit, cancel := context.WithTimeout(ctx, time.Duration(b.seconds)*time.Second+10*time.Second)
 	defer cancel()
-	out, err := output(limit, s.client, []string{childEnv + "=1"}, self, "load-tls", fmt.Sprintf("-size=%d", size),
-		fmt.Sprintf("-duration=%ds", b.seconds), s.addr(tlsPort))
+	out, err := output(limit, s.client, []string{childEnv + "=1"}, self, args...)
 	if err != nil {
 		return loaded{}, err
 	}
@@ -79,8 +90,7 @@ func (b *bed) tls(ctx context.Context, s *site, size int) (loaded, error) {
 	if err := json.Unmarshal(out, &r); err != nil {
 		return loaded{}, fmt.Errorf("read the load's result %q: %w", out, err)
 	}
-	// The handshake goes by user space.
-	l := loaded{work: float64(r.Objects), seconds: r.Seconds, packets: float64(r.Objects) * float64(size/maxSegment) / 2}
+	l := loaded{work: float64(r.Objects), seconds: r.Seconds, packets: packets(r)}
 	if r.Errors > 0 {
 		l.problem = fmt.Errorf("%d connections failed: %s", r.Errors, r.First)
 	}
@@ -102,14 +112,23 @@ func refusesName(ctx context.Context, s *site) error {
 	return ctx.Err()
 }
 
-// serveTLS answers a line "N" with N bytes and the end.
-func serveTLS(address string) error {
+// tlsServerConfig is a server's, with a certificate of its own.
+func tlsServerConfig() (*tls.Config, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cert := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(24 * time.Hour), DNSNames: []string{tlsServer}}
 	der, err := x509.CreateCertificate(rand.Reader, cert, cert, &key.PublicKey, key)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, SessionTicketsDisabled: true}, nil
+}
+
+// serveTLS answers a line "N" with N bytes and the end.
+func serveTLS(address string) error {
+	config, err := tlsServerConfig()
 	if err != nil {
 		return err
 	}
@@ -121,7 +140,7 @@ func serveTLS(address string) error {
 	if err != nil {
 		return err
 	}
-	ln := tls.NewListener(tcp, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, SessionTicketsDisabled: true})
+	ln := tls.NewListener(tcp, config)
 	context.AfterFunc(ctx, func() { ln.Close() })
 	for {
 		conn, err := ln.Accept()
@@ -133,18 +152,23 @@ func serveTLS(address string) error {
 		}
 		go func() {
 			defer conn.Close()
-			line, err := bufio.NewReader(conn).ReadString('\n')
-			if err != nil {
-				return // the client counts what went wrong
-			}
-			n, err := strconv.Atoi(strings.TrimSpace(line))
-			for buf := make([]byte, bulkBuffer); err == nil && n > 0; {
-				var wrote int
-				wrote, err = conn.Write(buf[:min(n, len(buf))])
-				n -= wrote
-			}
+			_ = answerTLS(conn) // the client counts what went wrong
 		}()
 	}
+}
+
+func answerTLS(conn net.Conn) error {
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil {
+		return err
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(line))
+	for buf := make([]byte, bulkBuffer); err == nil && n > 0; {
+		var wrote int
+		wrote, err = conn.Write(buf[:min(n, len(buf))])
+		n -= wrote
+	}
+	return err
 }
 
 const tlsServer = "www.example.com"
@@ -193,15 +217,19 @@ func fetchTLS(d *net.Dialer, address string, size int) error {
 	}
 	defer raw.Close()
 	_ = raw.SetDeadline(time.Now().Add(10 * time.Second))
-	conn := tls.Client(raw, &tls.Config{ServerName: tlsServer, InsecureSkipVerify: true})
-	if _, err := fmt.Fprintf(conn, "%d\n", size); err != nil {
-		return err
-	}
-	n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{conn}, make([]byte, bulkBuffer))
+	n, err := askTLS(tls.Client(raw, &tls.Config{ServerName: tlsServer, InsecureSkipVerify: true}), size)
 	if err == nil && n != int64(size) {
 		err = fmt.Errorf("%d bytes arrived, want %d", n, size)
 	}
 	return err
+}
+
+// askTLS asks for an object and reads it.
+func askTLS(conn *tls.Conn, size int) (int64, error) {
+	if _, err := fmt.Fprintf(conn, "%d\n", size); err != nil {
+		return 0, err
+	}
+	return io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{conn}, make([]byte, bulkBuffer))
 }
 
 // line is what connections cost: seconds of the gateway's CPU for each, and for each byte.

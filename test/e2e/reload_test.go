@@ -78,7 +78,8 @@ var wrong = []struct{ body, want string }{
 	{"[[steer]]\nto = \"nowhere\"\n", `no chain is named "nowhere"`},
 	{"[[chain]]\nname = \"x\"\n[[chain.stage]]\nkind = \"htpp\"\n", `"http"`},
 	{"[[chain]\n", "syntax error"},
-	{"[[record]]\nto = \"stdout\"\n", "[[record]] cannot change while it runs"},
+	{"[[record]]\nto = \"file:/nowhere/at/all\"\n", "directory /nowhere/at does not exist"},
+	{"[[ipfix]]\nto = \"udp:127.0.0.1:9\"\n", "[[ipfix]] cannot change while it runs"},
 }
 
 // talker opens connections to echo servers, one after the other or for good, and
@@ -464,9 +465,9 @@ func TestDrainRunsOut(t *testing.T) {
 	}
 
 	// What cannot change while it runs names the key and the way.
-	write("1h", strings.Replace(next, "[[chain]]", "[[record]]\nto = \"stdout\"\n[[chain]]", 1))
+	write("1h", strings.Replace(next, "[[chain]]", "[[ipfix]]\nto = \"udp:127.0.0.1:9\"\n[[chain]]", 1))
 	out, err = r.penstock("reload", "--control", r.control()).CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "penstock run "+r.toml) || !strings.Contains(string(out), "[[record]]") {
+	if err == nil || !strings.Contains(string(out), "penstock run "+r.toml) || !strings.Contains(string(out), "[[ipfix]]") {
 		t.Errorf("%v: %s", err, out)
 	}
 	a.stop()

@@ -222,7 +222,7 @@ func (a *appliance) buildWorkers() error {
 				infos = append(infos, door.Info())
 			}
 		}
-		a.lanes = append(a.lanes, a.record.Lane())
+		a.lanes = append(a.lanes, a.record.TimedLane(clock))
 		a.workers = append(a.workers, pipeline.NewWorker(pipeline.WorkerOptions{
 			ID: w, Ports: ports, Infos: infos, Pool: a.memory.Arena.Pool(w), Waiter: waiter, Clock: clock, Log: a.log,
 			Default: pipeline.NoChain, TimeStages: true, Offloader: &offloader{a: a}, Router: a.routing(), Beat: func() { a.beat(w) },

@@ -2,6 +2,7 @@ package record
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,8 +23,10 @@ type entry struct {
 	time   time.Time
 	event  string
 	fields any
-	line   []byte // of fields that are an Appender, which is not to be asked later
 }
+
+// encoded is a line, in place of the fields that it has been made of.
+type encoded []byte
 
 // encoder writes events as lines. Its buffers are reused.
 type encoder struct {
@@ -32,6 +35,8 @@ type encoder struct {
 
 	second int64  // of stamp
 	stamp  []byte // JSON of the last timestamp
+	event  string // of head
+	head   []byte // how the last line of an Appender began; empty: it is of another second
 	line   Members
 }
 
@@ -45,8 +50,8 @@ func newEncoder() *encoder {
 // appendLine appends the event and a line end to b. On an error b is returned
 // as it was.
 func (e *encoder) appendLine(b []byte, ev entry) (out []byte, err error) {
-	if ev.line != nil {
-		return append(b, ev.line...), nil
+	if line, ok := ev.fields.(encoded); ok {
+		return append(b, line...), nil
 	}
 	start := len(b)
 	defer func() {
@@ -57,8 +62,8 @@ func (e *encoder) appendLine(b []byte, ev entry) (out []byte, err error) {
 		}
 	}()
 	if a, ok := ev.fields.(Appender); ok {
-		b = append(append(b, `{"timestamp":`...), e.timestamp(ev.time)...)
-		e.line = appendString(append(b, `,"event_type":`...), ev.event)
+		second, ns := unix(ev.time)
+		e.line = append(b, e.begin(second, ns, ev.event)...)
 		a.AppendMembers(&e.line)
 		return e.end(e.line, start, ev)
 	}
@@ -87,30 +92,45 @@ func (e *encoder) end(b []byte, start int, ev entry) ([]byte, error) {
 	return b, nil
 }
 
+// Where the fraction of a second stands in a timestamp.
+const (
+	fraction  = len(`"2006-01-02T15:04:05.`)
+	stampSize = fraction + len(`000000Z"`)
+)
+
 // timestamp returns what Timestamp does, as JSON. It is the encoder's until the
 // next call.
-func (e *encoder) timestamp(t time.Time) []byte {
-	const (
-		fraction = len(`"2006-01-02T15:04:05.`)
-		size     = fraction + len(`000000Z"`)
-	)
-	if s := t.Unix(); s != e.second || len(e.stamp) != size { // years have five digits one day
-		e.second = s
-		e.stamp = append(t.UTC().AppendFormat(append(e.stamp[:0], '"'), timeFormat), '"')
+func (e *encoder) timestamp(second int64, ns uint32) []byte {
+	if second != e.second || len(e.stamp) != stampSize { // years have five digits one day
+		e.second, e.head = second, e.head[:0]
+		e.stamp = append(time.Unix(second, int64(ns)).UTC().AppendFormat(append(e.stamp[:0], '"'), timeFormat), '"')
 		return e.stamp
 	}
-	us := t.Nanosecond() / 1000
-	for i := fraction + 5; i >= fraction; i-- {
-		e.stamp[i] = byte('0' + us%10)
-		us /= 10
-	}
+	six := digits(ns/1000) >> 16
+	binary.LittleEndian.PutUint32(e.stamp[fraction:], uint32(six))
+	binary.LittleEndian.PutUint16(e.stamp[fraction+4:], uint16(six>>32))
 	return e.stamp
+}
+
+// begin returns how the line of an Appender begins, for as long as timestamp
+// does. From one event to the next of a kind, six digits change.
+func (e *encoder) begin(second int64, ns uint32, event string) []byte {
+	const before = len(`{"timestamp":`)
+	stamp := e.timestamp(second, ns)
+	if len(e.head) == 0 || event != e.event {
+		e.event = event
+		e.head = append(append(append(e.head[:0], `{"timestamp":`...), stamp...), `,"event_type":`...)
+		e.head = appendString(e.head, event)
+		return e.head
+	}
+	copy(e.head[before+fraction:before+stampSize], stamp[fraction:])
+	return e.head
 }
 
 // body encodes the fields and returns the members of their object, and the
 // timestamp as JSON.
 func (e *encoder) body(ev entry) (stamp, body []byte, err error) {
-	stamp = e.timestamp(ev.time)
+	stamp = e.timestamp(unix(ev.time))
 	if ev.fields == nil {
 		return stamp, nil, nil
 	}

@@ -1,26 +1,33 @@
 package record
 
 import (
+	"math"
 	"sync/atomic"
+	"time"
 
 	"penstock/pipeline"
 )
 
 const (
-	// chunkBytes is how much a lane writes into one piece of memory, and a sink to
-	// its file at once; chunkRoom is for the last line of it.
+	// chunkBytes is how much lies in one piece of a lane's memory, as lines or as
+	// what will be lines; chunkRoom is for the last one of it.
 	chunkBytes = 64 << 10
 	chunkRoom  = 4 << 10
-	// maxChunks bounds the memory of one lane for one sink: 4 MiB wait there at most.
+	// maxChunks bounds what waits in one lane for one sink: 4 MiB of lines.
 	maxChunks = 64
-	// hurryChunks of lines do not wait for more of them.
-	hurryChunks = 8
+	// hurryChunks do not wait for more of them.
+	hurryChunks = writeBytes / chunkBytes
+	// laterSize is how much an event counts for that is not a line yet.
+	laterSize = 512
+	// askEvery is how often a lane asks what the system's time is, in ns of its own
+	// clock: a step of it is seen that late at most.
+	askEvery = int64(10 * time.Millisecond)
 )
 
 // Lane records what one goroutine has to say, a worker's. It is a Recorder of its
-// own to the same sinks: events that are Appenders are encoded at once, into memory
-// that is the lane's, and a sink comes for it when some have gathered, at the latest
-// after 50 ms. There is no
+// own to the same sinks: a Brief is copied into memory that is the lane's, events that are other
+// Appenders are encoded into it at once, and a sink comes for it when some have
+// gathered, at the latest after 50 ms. There is no
 // lock, nobody is woken for an event, and nothing is allocated for it once the lane
 // has its memory. What does not fit into that is dropped and counted.
 //
@@ -28,9 +35,12 @@ const (
 // lanes, and of the Recorder itself, come before or behind.
 type Lane struct {
 	r     *Recorder
+	clock func() int64 // of events that are Timed; nil: none
+	ahead int64        // the system's time is, by so much, as it was at asked
+	asked int64
 	table atomic.Pointer[laneTable]
 	enc   encoder
-	line  []byte // for several sinks
+	line  []byte // that of the last Appender
 }
 
 // laneTable is what a lane has for the routes of its recorder. It does not change.
@@ -50,8 +60,12 @@ type wanting struct {
 var _ pipeline.Recorder = (*Lane)(nil)
 
 // Lane returns a new lane. It lasts as long as r does.
-func (r *Recorder) Lane() *Lane {
-	l := &Lane{r: r}
+func (r *Recorder) Lane() *Lane { return r.TimedLane(nil) }
+
+// TimedLane returns a lane whose events that are Timed are by clock, in ns since any
+// moment, which only goes on. Others, and those of a lane without a clock, are of the time of the call.
+func (r *Recorder) TimedLane(clock func() int64) *Lane {
+	l := &Lane{r: r, clock: clock, asked: math.MinInt64}
 	l.table.Store(newLaneTable(r.routes.Load(), nil))
 	r.figures.mu.Lock()
 	defer r.figures.mu.Unlock()
@@ -112,57 +126,107 @@ func (l *Lane) Record(event string, fields any) {
 	if len(lanes) == 0 {
 		return
 	}
-	e := entry{time: l.r.o.Now(), event: event, fields: fields}
+	v, brief := fields.(*Brief)
+	if brief {
+		at := l.at(v.When)
+		for _, x := range lanes {
+			if c := x.begin(); c != nil {
+				c.briefs = append(c.briefs, laterBrief{c.events(), at, *v})
+				c.size += v.size()
+				x.end(c)
+			}
+		}
+		return
+	}
+	e := entry{event: event, fields: fields}
+	if t, ok := fields.(Timed); ok {
+		e.time = time.Unix(0, l.at(t.At()))
+	} else {
+		e.time = l.r.o.Now()
+	}
 	_, now := fields.(Appender)
-	if now && len(lanes) > 1 {
-		var err error
-		if l.line, err = l.enc.appendLine(l.line[:0], e); err != nil {
+	if now {
+		line, err := l.enc.appendLine(l.line[:0], e)
+		if l.line = line; err != nil {
 			for _, x := range lanes {
 				x.s.fail(err)
 			}
 			return
 		}
-		e.line = l.line
 	}
 	for _, x := range lanes {
 		c := x.begin()
 		switch {
 		case c == nil:
-			x.s.drops.Add(1)
 			continue
 		case now:
-			b, err := l.enc.appendLine(c.buf, e)
-			if c.buf = b; err != nil {
-				x.s.fail(err)
-			} else {
-				x.s.accepted.Add(1)
-				c.ends = append(c.ends, len(b))
-			}
+			c.add(l.line)
 		default:
-			x.s.accepted.Add(1)
-			c.later = append(c.later, later{len(c.ends), e})
+			c.later = append(c.later, later{c.events(), e})
+			c.size += laterSize
 		}
 		x.end(c)
 	}
 }
 
-// chunk is a piece of a lane's memory, with lines of events.
-type chunk struct {
-	lane  *lane
-	older *chunk // written before this one
-	depth int    // chunks in the list that begins here
-	buf   []byte
-	ends  []int   // of the lines in buf
-	later []later // events that the sink has to encode
+// at returns a time by the lane's clock as the system's, in ns since the epoch. To read
+// that for each event costs as much as to write it.
+func (l *Lane) at(at int64) int64 {
+	if l.clock == nil {
+		return l.r.o.Now().UnixNano()
+	}
+	if past := at - l.asked; past >= askEvery || past < 0 {
+		l.ahead, l.asked = l.r.o.Now().UnixNano()-l.clock(), at
+	}
+	return at + l.ahead
 }
 
-// later is an event that belongs behind the first n lines of a chunk.
+// chunk is a piece of a lane's memory, with events.
+type chunk struct {
+	lane   *lane
+	older  *chunk // written before this one
+	depth  int    // chunks in the list that begins here
+	size   int    // of the lines, and of those that it will make
+	buf    []byte
+	ends   []int        // of the lines in buf
+	later  []later      // events that the sink has to encode
+	briefs []laterBrief // likewise
+}
+
+// later is an event that comes behind the first n of a chunk.
 type later struct {
 	n     int
 	entry entry
 }
 
-func (c *chunk) events() int { return len(c.ends) + len(c.later) }
+// laterBrief is one that takes up less.
+type laterBrief struct {
+	n      int
+	at     int64 // ns since the epoch
+	fields Brief
+}
+
+func (c *chunk) events() int { return len(c.ends) + len(c.later) + len(c.briefs) }
+
+// add adds a line.
+func (c *chunk) add(line []byte) {
+	if cap(c.buf) < chunkBytes {
+		c.buf = make([]byte, 0, chunkBytes+chunkRoom)
+	}
+	c.buf = append(c.buf, line...)
+	c.ends = append(c.ends, len(c.buf))
+	c.size += len(line)
+}
+
+// clear makes the chunk an empty one.
+func (c *chunk) clear() {
+	clear(c.later) // they must not hold on to what they point to
+	clear(c.briefs)
+	c.buf, c.ends, c.later, c.briefs, c.size = c.buf[:0], c.ends[:0], c.later[:0], c.briefs[:0], 0
+	if cap(c.buf) > 2*chunkBytes {
+		c.buf = nil // one long event must not hold its memory for ever
+	}
+}
 
 // lane is the way from a Lane to one sink. The chunk that is being filled lies in
 // slot, with full ones behind it. The lane takes it out while it writes, and the
@@ -194,19 +258,21 @@ func (s *sink) newLane() *lane {
 	return l
 }
 
-// begin returns the chunk to write to, until end; nil: there is no room, or the
-// sink is closed.
+// begin returns the chunk to write an event to, until end; nil: there is no room, or
+// the sink is closed, and it is dropped.
 func (l *lane) begin() *chunk {
 	if l.s.closed.Load() {
+		l.s.drops.Add(1)
 		return nil
 	}
 	c := l.slot.Swap(nil)
-	if c != nothing && len(c.buf) < chunkBytes && c.events() < chunkBytes/32 {
+	if c != nothing && c.size < chunkBytes {
 		return c
 	}
 	n := l.empty()
 	if n == nil {
 		l.slot.Store(c) // what the sink has seen meanwhile was nothing
+		l.s.drops.Add(1)
 		return nil
 	}
 	n.older, n.depth = nil, 1
@@ -231,15 +297,13 @@ func (l *lane) empty() *chunk {
 		l.made++
 		c = &chunk{lane: l}
 	}
-	if cap(c.buf) < chunkBytes {
-		c.buf = make([]byte, 0, chunkBytes+chunkRoom)
-	}
 	return c
 }
 
 // end puts the chunk back, and sees to it that the sink comes for it.
 func (l *lane) end(c *chunk) {
 	s, much := l.s, c.depth >= hurryChunks && c.events() == 1
+	s.accepted.Add(1)
 	l.slot.Store(c)
 	if !s.armed.Load() && s.armed.CompareAndSwap(false, true) {
 		select {
@@ -277,36 +341,29 @@ func (s *sink) gather() {
 	}
 }
 
-// load makes the oldest of the chunks that were taken the batch, which is empty.
+// load adds the oldest of the chunks that were taken to the batch, and gives it
+// back.
 func (s *sink) load() {
 	c := s.todo[0]
 	s.todo[0] = nil
 	if s.todo = s.todo[1:]; len(s.todo) == 0 {
 		s.todo = nil
 	}
-	if len(c.later) == 0 {
-		s.buf, c.buf = c.buf, s.buf
-		s.ends, c.ends = c.ends, s.ends
-	} else {
-		from, n := 0, 0
-		lines := func(to int) {
-			for ; n < to; n++ {
-				s.buf = append(s.buf, c.buf[from:c.ends[n]]...)
-				from = c.ends[n]
-				s.ends = append(s.ends, len(s.buf))
-			}
+	from, ends, late, briefs := 0, c.ends, c.later, c.briefs
+	for events := c.events(); len(ends)+len(late)+len(briefs) > 0; {
+		switch n := events - len(ends) - len(late) - len(briefs); {
+		case len(briefs) > 0 && briefs[0].n == n:
+			briefs = s.encodeBriefs(briefs)
+		case len(late) > 0 && late[0].n == n:
+			s.encode(late[0].entry)
+			late = late[1:]
+		default:
+			s.buf = append(s.buf, c.buf[from:ends[0]]...)
+			s.ends = append(s.ends, len(s.buf))
+			from, ends = ends[0], ends[1:]
 		}
-		for _, e := range c.later {
-			lines(e.n)
-			s.encode(e.entry)
-		}
-		lines(len(c.ends))
 	}
-	clear(c.later)
-	c.buf, c.ends, c.later = c.buf[:0], c.ends[:0], c.later[:0]
-	if cap(c.buf) > 2*chunkBytes {
-		c.buf = nil // one long event must not hold its memory for ever
-	}
+	c.clear()
 	for l := c.lane; ; {
 		c.older = l.free.Load()
 		if l.free.CompareAndSwap(c.older, c) {

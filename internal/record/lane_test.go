@@ -44,6 +44,9 @@ func TestLane(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	const events = 20000
 	v := &number{}
+	forms := map[string]*Form{"http": NewForm("http", 0, "n"), "tls": NewForm("tls", 0, "n")}
+	var before Members
+	before.Bool("brief", true)
 	for i := range events {
 		event := "http"
 		if i%7 == 0 {
@@ -52,6 +55,8 @@ func TestLane(t *testing.T) {
 		switch v.n, v.pad = uint64(i), ""; {
 		case i%11 == 3:
 			l.Record(event, n{i})
+		case i%5 == 4 || i%100 > 70:
+			l.Record(event, &Brief{Form: forms[event], Before: [2]*Members{&before, &before}, Figures: [5]int64{int64(i)}})
 		case i%3000 == 1:
 			v.pad = strings.Repeat("x", chunkBytes*3)
 			l.Record(event, v)

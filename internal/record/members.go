@@ -3,6 +3,7 @@ package record
 import (
 	"encoding/binary"
 	"encoding/json"
+	"math/bits"
 	"net/netip"
 	"strconv"
 )
@@ -13,6 +14,12 @@ type Appender interface {
 	// AppendMembers writes what encoding/json would make of the fields, but for
 	// keys "timestamp" and "event_type", of which there are none.
 	AppendMembers(m *Members)
+}
+
+// Timed are fields that know when the event was.
+type Timed interface {
+	// At returns that time by the clock of the Lane, in ns.
+	At() int64
 }
 
 // Members writes the members of a JSON object, one after the other.
@@ -67,7 +74,7 @@ func (m *Members) Strings(key string, v []string) {
 // Uint writes a number.
 func (m *Members) Uint(key string, v uint64) {
 	m.key(key)
-	*m = strconv.AppendUint(*m, v, 10)
+	*m = appendUint(*m, v)
 }
 
 // Int writes a number.
@@ -95,27 +102,46 @@ func (m *Members) Addr(key string, v netip.Addr) {
 // Seconds writes a time of ns nanoseconds in seconds.
 func (m *Members) Seconds(key string, ns int64) {
 	m.key(key)
-	b, n := *m, uint64(ns)
+	*m = appendSeconds(*m, ns)
+}
+
+func appendSeconds(b []byte, ns int64) []byte {
+	n := uint64(ns)
 	if ns < 0 {
 		b, n = append(b, '-'), -n
 	}
-	b = strconv.AppendUint(b, n/1e9, 10)
+	b = appendUint(b, n/1e9)
 	if n %= 1e9; n > 0 {
-		// Nine digits, in pairs behind the first.
-		digits := [10]byte{'.', '0' + byte(n/1e8)}
-		r := uint32(n % 1e8)
-		for i := 8; i >= 2; i -= 2 {
-			pair := r % 100
-			r /= 100
-			digits[i], digits[i+1] = '0'+byte(pair/10), '0'+byte(pair%10)
-		}
-		last := 9
-		for digits[last] == '0' {
-			last--
-		}
-		b = append(b, digits[:last+1]...)
+		d := digits(uint32(n % 1e8))
+		b = binary.LittleEndian.AppendUint64(append(b, '.', '0'+byte(n/1e8)), d)
+		b = b[:len(b)-bits.LeadingZeros64(d&^zeros)/8] // without zeros behind
 	}
-	*m = b
+	return b
+}
+
+const zeros = '0' * ones
+
+// digits returns the eight digits of v, the first in the lowest byte. It works on
+// halves, pairs and single digits at once, and touches no memory.
+func digits(v uint32) uint64 {
+	x := uint64(v/1e4) | uint64(v%1e4)<<32
+	hundreds := x * 5243 >> 19 & 0x7f_0000_007f // x/100, below 10000
+	x = hundreds | (x-100*hundreds)<<16
+	tens := x * 103 >> 10 & 0xf_000f_000f_000f // x/10, below 100
+	return (tens | (x-10*tens)<<8) + zeros
+}
+
+func appendUint(b []byte, v uint64) []byte {
+	switch {
+	case v < 10:
+		return append(b, '0'+byte(v))
+	case v >= 1e8:
+		return strconv.AppendUint(b, v, 10)
+	}
+	d := digits(uint32(v))
+	skip := bits.TrailingZeros64(d&^zeros|1<<56) / 8 // zeros before it
+	b = binary.LittleEndian.AppendUint64(b, d>>(8*skip))
+	return b[:len(b)-skip]
 }
 
 // Written adds members that were written before, at least one of them.

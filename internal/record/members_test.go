@@ -41,7 +41,7 @@ func TestTimestamps(t *testing.T) {
 	at := time.Unix(253402300700, 0) // a hundred seconds before the year 10000
 	for range 2000 {
 		want, _ := json.Marshal(Timestamp(at))
-		if got := e.timestamp(at); string(got) != string(want) {
+		if got := e.timestamp(unix(at)); string(got) != string(want) {
 			t.Fatalf("got %s, want %s", got, want)
 		}
 		at = at.Add(time.Duration(r.Int64N(int64(300 * time.Millisecond))))
@@ -65,6 +65,21 @@ func TestPlain(t *testing.T) {
 					t.Fatalf("%q: got %s, %v", b, out, err)
 				}
 			}
+		}
+	}
+}
+
+func TestUint(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 8))
+	numbers := []uint64{0, 1, 9, 10, 99, 100, 9999, 10000, 99999, 1e8 - 1, 1e8, 1e8 + 1, math.MaxUint64}
+	for range 20000 {
+		numbers = append(numbers, r.Uint64()>>r.IntN(64))
+	}
+	for _, n := range numbers {
+		var m Members
+		m.Uint("n", n)
+		if want := fmt.Sprint(`"n":`, n); string(m) != want {
+			t.Fatalf("got %s, want %s", m, want)
 		}
 	}
 }

@@ -185,7 +185,7 @@ func (r *Recorder) RecordAt(at time.Time, event string, fields any) {
 			}
 			return
 		}
-		e.fields, e.line = nil, line
+		e.fields = encoded(line)
 	}
 	for _, s := range sinks {
 		s.offer(e)

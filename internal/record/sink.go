@@ -10,8 +10,13 @@ import (
 	"time"
 )
 
-// batchBytes is how much a sink writes at once.
-const batchBytes = 64 << 10
+// batchBytes is how much a sink gathers from its queue before it writes. From lanes,
+// where there may be much, it takes writeBytes: the more at once, the larger are the
+// pieces of memory in which a file system takes it; but until then all of it has to stay in the cache.
+const (
+	batchBytes = 64 << 10
+	writeBytes = 256 << 10
+)
 
 // SinkStats are the figures of a sink. Every event that was recorded for it is
 // in one of Written, Dropped, Failed and Queued.
@@ -177,7 +182,9 @@ func (s *sink) turn() bool {
 			return false
 		default:
 		}
-		s.load()
+		for len(s.todo) > 0 && len(s.buf) < writeBytes {
+			s.load()
+		}
 		s.flush()
 		return true
 	}
@@ -323,7 +330,7 @@ func (s *sink) flush() {
 func (s *sink) take(n int) {
 	if n == len(s.ends) {
 		s.ends = s.ends[:0]
-		if s.buf = s.buf[:0]; cap(s.buf) > 4*batchBytes {
+		if s.buf = s.buf[:0]; cap(s.buf) > 2*writeBytes {
 			s.buf = nil // one long event must not hold its memory for ever
 		}
 		return

@@ -265,7 +265,7 @@ func TestLongEvents(t *testing.T) {
 	if got := len(lines(t, file)); got != 5 {
 		t.Errorf("%d events arrived, want 5", got)
 	}
-	if s := r.routes.Load().sinks[0]; cap(s.buf) > 4*batchBytes {
+	if s := r.routes.Load().sinks[0]; cap(s.buf) > 2*writeBytes {
 		t.Errorf("the sink keeps %d bytes", cap(s.buf))
 	}
 }

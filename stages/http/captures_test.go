@@ -14,6 +14,7 @@ import (
 
 	"penstock/internal/config"
 	"penstock/pcap"
+	"penstock/pipeline"
 	"penstock/stages"
 )
 
@@ -41,7 +42,7 @@ type events struct{ b *strings.Builder }
 func (events) Enabled(string) bool { return true }
 
 func (e events) Record(_ string, fields any) {
-	text, err := json.Marshal(fields)
+	text, err := json.Marshal(fields.(pipeline.Borrowed).Keep())
 	if err != nil {
 		panic(err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"penstock/internal/config"
 	"penstock/pcap"
+	"penstock/pipeline"
 	"penstock/stages"
 )
 
@@ -55,7 +56,7 @@ type factRecorder struct{ list *[]fact }
 func (factRecorder) Enabled(string) bool { return true }
 
 func (r factRecorder) Record(_ string, fields any) {
-	text, err := json.Marshal(fields)
+	text, err := json.Marshal(fields.(pipeline.Borrowed).Keep())
 	if err != nil {
 		panic(err)
 	}

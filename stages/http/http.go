@@ -10,6 +10,7 @@ package http
 import (
 	"bytes"
 	_ "embed"
+	"hash/maphash"
 
 	"penstock/internal/http1"
 	rules "penstock/internal/policy"
@@ -45,9 +46,12 @@ type stage struct {
 	policy        *policy
 	rules         *rules.Judge[facts] // nil: none
 	logs          bool
-	request       request     // the one that is being judged
-	facts         facts       // of it, for rules
-	event         event       // the one that is being recorded
+	request       request // the one that is being judged
+	facts         facts   // of it, for rules
+	event         event   // the one that is being recorded
+	brief         record.Brief
+	places        []place // of beginnings of records
+	seed          maphash.Seed
 	spare         []*exchange // for the next requests
 	requests      *pipeline.Counter
 	responses     *pipeline.Counter
@@ -111,6 +115,7 @@ type stream struct {
 	chosen  bool           // the client's first bytes have told which HTTP it is
 	two     *http2         // HTTP/2; nil: HTTP/1.x
 	ends    record.Members // what records say of the connection; empty: not needed yet
+	begun   *beginning     // of its last record; nil: none
 }
 
 // message is where one direction stands.

@@ -1,10 +1,8 @@
 package http
 
 import (
-	"encoding/json"
 	"fmt"
-	"math"
-	"net/netip"
+	"hash/maphash"
 	"strings"
 
 	"penstock/internal/record"
@@ -45,195 +43,200 @@ func (e *exchange) kept() int {
 	return len(e.method) + len(e.target) + len(e.host) + len(e.userAgent) + len(e.traceparent)
 }
 
-// event is a record "http"; names are those of Suricata's EVE where it has the
-// field.
+// event is a record "http": an exchange that is over, and its connection. Names
+// are those of Suricata's EVE where it has the field.
 type event struct {
-	FlowID   uint64     `json:"flow_id"`
-	SrcIP    netip.Addr `json:"src_ip"`
-	SrcPort  uint16     `json:"src_port"`
-	DestIP   netip.Addr `json:"dest_ip"`
-	DestPort uint16     `json:"dest_port"`
-	Proto    string     `json:"proto"`
-	Chain    string     `json:"chain"`
-	Action   string     `json:"action"` // "allowed" or "denied"
-	Reason   string     `json:"reason,omitempty"`
-	Rules    []string   `json:"rules,omitempty"`  // that applied
-	Unseen   string     `json:"unseen,omitempty"` // why the record ends before the exchange does
-	HTTP     httpRecord `json:"http"`
-
-	ends record.Members // what appendEnds writes, if it has been written before
+	stream *stream
+	*exchange
 }
 
-type httpRecord struct {
-	Hostname      string  `json:"hostname,omitempty"`
-	URL           string  `json:"url,omitempty"`
-	UserAgent     string  `json:"http_user_agent,omitempty"`
-	ContentType   string  `json:"http_content_type,omitempty"`
-	Method        string  `json:"http_method,omitempty"`
-	Protocol      string  `json:"protocol,omitempty"`
-	Traceparent   string  `json:"traceparent,omitempty"` // W3C Trace Context, as the client sent it
-	Status        int     `json:"status,omitempty"`      // absent: no response came
-	RequestBytes  uint64  `json:"request_bytes"`         // head and body
-	Length        uint64  `json:"length"`                // response, head and body
-	FirstByte     seconds `json:"time_to_first_byte_seconds,omitempty"`
-	Duration      seconds `json:"duration_seconds"` // from the request's head to the end of the response
-	ConnectionAge seconds `json:"connection_age_seconds"`
+var (
+	_ record.Appender   = (*event)(nil)
+	_ record.Timed      = (*event)(nil)
+	_ pipeline.Borrowed = (*event)(nil)
+)
 
-	HTTP2 *http2Record `json:"http2,omitempty"`
-	GRPC  *grpcRecord  `json:"grpc,omitempty"`
-}
-
-type http2Record struct {
-	Stream uint32 `json:"stream_id"`
-	Push   bool   `json:"push,omitempty"`       // the server sends it unasked
-	Reset  string `json:"reset,omitempty"`      // "client" or "server": who has ended it before its end
-	Error  string `json:"error_code,omitempty"` // and why
-}
-
-type grpcRecord struct {
-	Service string `json:"service"`
-	Method  string `json:"method"`
-	Status  *int   `json:"status,omitempty"` // absent: it has not ended
-}
-
+// log records an exchange that is over. Most are like others, but for their figures.
 func (s *stage) log(st *stream, e *exchange) {
 	if !s.logs || !s.env.Recorder.Enabled("http") {
 		return
 	}
-	c, ev := st.conn, &s.event
-	*ev = event{
-		FlowID: c.ID, SrcIP: c.Client.Addr(), SrcPort: c.Client.Port(),
-		DestIP: c.Server.Addr(), DestPort: c.Server.Port(), Proto: "TCP", Chain: s.env.Chain, Action: "allowed", Rules: e.rules,
-		HTTP: httpRecord{
-			Hostname: e.host, URL: e.target, UserAgent: e.userAgent, ContentType: e.contentType, Method: e.method, Status: e.status, Traceparent: e.traceparent,
-			RequestBytes: e.requestBytes, Length: e.responseBytes, Duration: seconds(e.end - e.start), ConnectionAge: seconds(e.start - c.Start),
-		},
-	}
 	if len(st.ends) == 0 {
-		ev.appendEnds(&st.ends)
+		st.writeEnds()
 	}
-	ev.ends = st.ends
+	if b := st.beginning(e); b != nil {
+		s.brief = record.Brief{Form: form, Before: [2]*record.Members{&st.ends, &b.text}, When: e.end, Figures: st.figures(e)}
+		s.env.Recorder.Record("http", &s.brief)
+		return
+	}
+	s.event = event{st, e}
+	s.env.Recorder.Record("http", &s.event)
+	s.event = event{}
+}
+
+// At implements record.Timed.
+func (ev *event) At() int64 { return ev.end }
+
+// Keep implements pipeline.Borrowed: the stage has one event, which it fills again
+// and again.
+func (ev *event) Keep() any { return record.Keep(ev) }
+
+// AppendMembers implements record.Appender.
+func (ev *event) AppendMembers(m *record.Members) {
+	e := ev.exchange
+	m.Written(ev.stream.ends)
+	e.appendBeginning(m)
+	f := ev.stream.figures(e)
+	m.Uint("request_bytes", uint64(f[0])) // head and body
+	m.Uint("length", uint64(f[1]))        // likewise
+	if f[2] != 0 {
+		m.Seconds("time_to_first_byte_seconds", f[2])
+	}
+	m.Seconds("duration_seconds", f[3]) // from the request's head to the end of the response
+	m.Seconds("connection_age_seconds", f[4])
 	if e.stream > 0 {
-		ev.HTTP.Protocol = "HTTP/2"
-		ev.HTTP.HTTP2 = &http2Record{Stream: e.stream, Push: e.push, Reset: e.reset}
+		m.Open("http2")
+		m.Uint("stream_id", uint64(e.stream))
+		if e.push {
+			m.Bool("push", true) // the server sends it unasked
+		}
 		if e.reset != "" {
-			ev.HTTP.HTTP2.Error = errorName(e.code)
+			m.String("reset", e.reset) // "client" or "server": who has ended it before its end
+			m.String("error_code", errorName(e.code))
 		}
-	} else if e.method != "" {
-		ev.HTTP.Protocol = "HTTP/1.0"
-		if e.minor == 1 {
-			ev.HTTP.Protocol = "HTTP/1.1"
-		}
-	}
-	if e.firstByte > 0 {
-		ev.HTTP.FirstByte = seconds(e.firstByte - e.start)
+		m.Close()
 	}
 	if e.grpc {
 		// "/package.Service/Method"
 		path := strings.TrimPrefix(e.target, "/")
 		i := strings.LastIndexByte(path, '/')
-		ev.HTTP.GRPC = &grpcRecord{Service: path[:max(i, 0)], Method: path[i+1:]}
-		if e.grpcEnded {
-			status := e.grpcStatus
-			ev.HTTP.GRPC.Status = &status
-		}
-	}
-	if e.denied != pipeline.ReasonNone {
-		ev.Action, ev.Reason = "denied", e.denied.String()
-	}
-	if e.lost != pipeline.ReasonNone {
-		ev.Unseen = e.lost.String()
-	}
-	s.env.Recorder.Record("http", ev)
-}
-
-var _ pipeline.Borrowed = (*event)(nil)
-
-// Keep implements pipeline.Borrowed: the stage has one event, which it fills again
-// and again.
-func (e *event) Keep() any {
-	kept := *e
-	kept.ends = nil
-	return &kept
-}
-
-// AppendMembers implements record.Appender.
-func (e *event) AppendMembers(m *record.Members) {
-	if len(e.ends) > 0 {
-		m.Written(e.ends)
-	} else {
-		e.appendEnds(m)
-	}
-	m.String("action", e.Action)
-	m.Some("reason", e.Reason)
-	if len(e.Rules) > 0 {
-		m.Strings("rules", e.Rules)
-	}
-	m.Some("unseen", e.Unseen)
-	h := &e.HTTP
-	m.Open("http")
-	m.Some("hostname", h.Hostname)
-	m.Some("url", h.URL)
-	m.Some("http_user_agent", h.UserAgent)
-	m.Some("http_content_type", h.ContentType)
-	m.Some("http_method", h.Method)
-	m.Some("protocol", h.Protocol)
-	m.Some("traceparent", h.Traceparent)
-	if h.Status != 0 {
-		m.Uint("status", uint64(h.Status))
-	}
-	m.Uint("request_bytes", h.RequestBytes)
-	m.Uint("length", h.Length)
-	if h.FirstByte != 0 {
-		m.Seconds("time_to_first_byte_seconds", int64(h.FirstByte))
-	}
-	m.Seconds("duration_seconds", int64(h.Duration))
-	m.Seconds("connection_age_seconds", int64(h.ConnectionAge))
-	if h2 := h.HTTP2; h2 != nil {
-		m.Open("http2")
-		m.Uint("stream_id", uint64(h2.Stream))
-		if h2.Push {
-			m.Bool("push", true)
-		}
-		m.Some("reset", h2.Reset)
-		m.Some("error_code", h2.Error)
-		m.Close()
-	}
-	if g := h.GRPC; g != nil {
 		m.Open("grpc")
-		m.String("service", g.Service)
-		m.String("method", g.Method)
-		if g.Status != nil {
-			m.Int("status", int64(*g.Status))
+		m.String("service", path[:max(i, 0)])
+		m.String("method", path[i+1:])
+		if e.grpcEnded { // absent: it has not ended
+			m.Int("status", int64(e.grpcStatus))
 		}
 		m.Close()
 	}
 	m.Close()
 }
 
-// appendEnds writes what is the same for all requests of a connection.
-func (e *event) appendEnds(m *record.Members) {
-	m.Uint("flow_id", e.FlowID)
-	m.Addr("src_ip", e.SrcIP)
-	m.Uint("src_port", uint64(e.SrcPort))
-	m.Addr("dest_ip", e.DestIP)
-	m.Uint("dest_port", uint64(e.DestPort))
-	m.String("proto", e.Proto)
-	m.String("chain", e.Chain)
+// writeEnds writes what is the same for all requests of a connection.
+func (st *stream) writeEnds() {
+	st.ends = make(record.Members, 0, 192)
+	c, m := st.conn, &st.ends
+	m.Uint("flow_id", c.ID)
+	m.Addr("src_ip", c.Client.Addr())
+	m.Uint("src_port", uint64(c.Client.Port()))
+	m.Addr("dest_ip", c.Server.Addr())
+	m.Uint("dest_port", uint64(c.Server.Port()))
+	m.String("proto", "TCP")
+	m.String("chain", st.s.env.Chain)
 }
 
-// seconds are nanoseconds that are written as seconds.
-type seconds int64
+// form is that of the events that are like others.
+var form = record.NewForm("http", 1, "request_bytes", "length", "time_to_first_byte_seconds:seconds?", "duration_seconds:seconds", "connection_age_seconds:seconds")
 
-// MarshalJSON implements json.Marshaler.
-func (s seconds) MarshalJSON() ([]byte, error) { return json.Marshal(float64(s) / 1e9) }
+// figures returns what differs from one exchange to the next, as in form.
+func (st *stream) figures(e *exchange) (f [5]int64) {
+	f = [5]int64{int64(e.requestBytes), int64(e.responseBytes), 0, e.end - e.start, e.start - st.conn.Start}
+	if e.firstByte > 0 {
+		f[2] = e.firstByte - e.start
+	}
+	return f
+}
 
-// UnmarshalJSON implements json.Unmarshaler.
-func (s *seconds) UnmarshalJSON(b []byte) error {
-	var v float64
-	err := json.Unmarshal(b, &v)
-	*s = seconds(math.Round(v * 1e9))
-	return err
+// appendBeginning writes what comes before the figures; "http" is left open.
+func (e *exchange) appendBeginning(m *record.Members) {
+	if e.denied != pipeline.ReasonNone {
+		m.String("action", "denied")
+		m.String("reason", e.denied.String())
+	} else {
+		m.String("action", "allowed")
+	}
+	if len(e.rules) > 0 {
+		m.Strings("rules", e.rules) // that applied
+	}
+	if e.lost != pipeline.ReasonNone {
+		m.String("unseen", e.lost.String()) // why the record ends before the exchange does
+	}
+	m.Open("http")
+	m.Some("hostname", e.host)
+	m.Some("url", e.target)
+	m.Some("http_user_agent", e.userAgent)
+	m.Some("http_content_type", e.contentType)
+	m.Some("http_method", e.method)
+	m.Some("protocol", e.protocol())
+	m.Some("traceparent", e.traceparent) // W3C Trace Context, as the client sent it
+	if e.status != 0 {
+		m.Uint("status", uint64(e.status)) // absent: no response came
+	}
+}
+
+func (e *exchange) protocol() string {
+	switch {
+	case e.stream > 0:
+		return "HTTP/2"
+	case e.method == "":
+		return ""
+	case e.minor == 1:
+		return "HTTP/1.1"
+	}
+	return "HTTP/1.0"
+}
+
+// beginning is how a record begins, from "action" on. It does not change. Most of them come
+// again and again: the same resource, client and outcome.
+type beginning struct {
+	host, target, userAgent, contentType, method string
+	minor                                        byte
+	status                                       int
+	text                                         record.Members
+}
+
+func (b *beginning) is(e *exchange) bool {
+	return b.status == e.status && b.target == e.target && b.host == e.host && b.method == e.method &&
+		b.contentType == e.contentType && b.userAgent == e.userAgent && b.minor == e.minor
+}
+
+// place is one of the beginnings that a stage keeps.
+type place struct {
+	hash       uint64 // of the last exchange
+	*beginning        // of one before; nil: none
+}
+
+const (
+	places           = 256
+	longestBeginning = 1 << 10 // bytes of its strings; what is longer is written each time
+)
+
+// beginning returns that of the exchange's record, nil if there is none: it is worth
+// being kept at the second time.
+func (st *stream) beginning(e *exchange) *beginning {
+	if e.stream > 0 || e.method == "" || e.denied != pipeline.ReasonNone || len(e.rules) > 0 || e.lost != pipeline.ReasonNone || e.traceparent != "" {
+		return nil
+	}
+	if st.begun != nil && st.begun.is(e) { // as for the last one of the connection
+		return st.begun
+	}
+	s := st.s
+	if s.places == nil {
+		s.places, s.seed = make([]place, places), maphash.MakeSeed()
+	}
+	hash := maphash.String(s.seed, e.target) ^ maphash.String(s.seed, e.host)<<1 ^ uint64(e.status)
+	p := &s.places[hash%places]
+	switch {
+	case p.beginning != nil && p.is(e):
+	case p.hash != hash || len(e.target)+len(e.host)+len(e.userAgent)+len(e.contentType)+len(e.method) > longestBeginning:
+		p.hash = hash
+		return nil
+	default:
+		b := &beginning{e.host, e.target, e.userAgent, e.contentType, e.method, e.minor, e.status, make(record.Members, 0, 384)}
+		e.appendBeginning(&b.text)
+		p.beginning = b
+	}
+	st.begun = p.beginning
+	return p.beginning
 }
 
 // denial is the response to a request that is refused.

@@ -88,12 +88,8 @@ func (s *Stack) checkWishes(now int64) {
 			s.n.spliceBusy.Add(1)
 			w.capping, w.until = false, now+w.pause
 			w.pause = min(2*w.pause, retryMost)
-			for _, l := range [...]*leg{&f.client, &f.server} {
-				if l.capped() && l.ep != nil {
-					l.edge = l.wanted
-					s.sendACK(l, l.ackSent, uint16(min(uint32(max(int32(l.wanted-l.ackSent), 0))>>l.scale, 65535)))
-				}
-			}
+			s.widen(&f.client)
+			s.widen(&f.server)
 			continue
 		}
 		w.capping, w.until = true, now+quietWait
@@ -106,9 +102,13 @@ func (s *Stack) checkWishes(now int64) {
 // what waits in netstack, in a stream stage or in a queue of ours: all make the
 // sums differ. FINs count as bytes do.
 func (f *flow) quiet() bool {
+	return f.state == stateOpen && f.resetting == nil && !f.denying && !(f.client.finIn && f.server.finIn) && f.atRest()
+}
+
+// atRest reports whether the sums are equal.
+func (f *flow) atRest() bool {
 	c, v := &f.client, &f.server
-	return f.state == stateOpen && f.resetting == nil && !f.denying && !(c.finIn && v.finIn) &&
-		c.sndMax == c.acked && v.sndMax == v.acked &&
+	return c.sndMax == c.acked && v.sndMax == v.acked &&
 		c.rcvMax-c.isn == v.acked-v.iss && v.rcvMax-v.isn == c.acked-c.iss
 }
 
@@ -120,13 +120,18 @@ var spliceBounds = []float64{1e-5, 1e-4, 1e-3, 0.01, 0.1, 1, 10}
 // with. It came from the end of leg l and is not yet noted but for its
 // acknowledgment.
 func (s *Stack) trySplice(f *flow, l *leg, p *pipeline.Packet, t wire.TCP, now int64) bool {
-	if !f.wish.made || !f.wish.capping || !f.quiet() {
+	if !f.wish.made || !f.quiet() {
+		return false
+	}
+	if f.client.excess() > 0 || f.server.excess() > 0 {
+		s.widen(&f.client) // as far as the other end takes it
+		s.widen(&f.server)
 		return false
 	}
 	if p != nil && (t.Seq() != l.rcvMax || t.Flags()&(wire.FlagSYN|wire.FlagRST) != 0) {
 		return false
 	}
-	if p != nil && t.Flags()&wire.FlagACK != 0 {
+	if p != nil && t.Flags()&wire.FlagACK != 0 && t.Ack() == l.acked {
 		l.window = t.Window()
 	}
 	y := &spliced{start: now, rules: f.rules(), joining: true, heard: f.heard()}
@@ -140,17 +145,21 @@ func (s *Stack) trySplice(f *flow, l *leg, p *pipeline.Packet, t wire.TCP, now i
 	streams := s.shut(f)
 	f.state, f.splice = stateSpliced, y
 	closeStreams(streams, now)
+	bare := p != nil && p.Payload == p.End && t.Flags()&^wire.FlagPSH == wire.FlagACK
+	switch {
+	case bare:
+		y.owed = [2]bool{true, true} // both ends are told what it says
+	case p != nil:
+		y.owed = [2]bool{} // it carries the acknowledgment and the window of its end, and is answered
+	}
 	s.install(f, now)
 	if p == nil {
 		return true
 	}
-	if p.Payload == p.End && t.Flags()&^wire.FlagPSH == wire.FlagACK {
-		p.Consume() // both ends are told what it says
-		y.owed = [2]bool{true, true}
+	if bare {
+		p.Consume()
 		return true
 	}
-	// It carries the acknowledgment and the window of its end, and is answered.
-	y.owed = [2]bool{}
 	if f.cookie != nil && l == &f.client {
 		f.cookie.undo(t)
 	}
@@ -211,12 +220,9 @@ func (s *Stack) payOwed(f *flow) {
 			continue
 		}
 		y.owed[i] = false
-		other := &f.server
-		if i == 1 {
-			other = &f.client
-		}
-		w := uint32(other.window) << other.shift >> l.scale
-		if w == 0 && other.window > 0 {
+		room := min(uint32(l.other().window)<<l.other().shift, uint32(l.other().room()))
+		w := room >> l.scale
+		if w == 0 && room > 0 {
 			w = 1
 		}
 		s.sendACK(l, l.rcvMax, uint16(min(w, 65535)))
@@ -268,6 +274,10 @@ func (f *flow) why(s *Stack, now int64) string {
 		return "it began with a SYN cookie, and the server's options are not those that the client was told"
 	case f.state != stateOpen:
 		return "it is being established or closed"
+	case w.made && f.quiet() && f.client.excess() > 0:
+		return fmt.Sprintf("it is spliced when its client has sent %d bytes more: it was offered them, and its server does not take them yet", f.client.excess())
+	case w.made && f.quiet() && f.server.excess() > 0:
+		return fmt.Sprintf("it is spliced when its server has sent %d bytes more: it was offered them, and its client does not take them yet", f.server.excess())
 	case w.made && w.capping:
 		return fmt.Sprintf("it waits since %v for a moment in which nothing is on its way, to be spliced", time.Duration(now-w.since).Round(time.Millisecond))
 	case w.made:

@@ -32,12 +32,12 @@ const (
 
 // spliced is a connection whose packets are translated and forwarded.
 type spliced struct {
-	rules [2]rewrite.Rule // by Direction
-	start int64           // when it was spliced
-	asked int64           // when XDP was asked last to take it
-	taken bool            // and has: what comes up is what XDP does not translate
-	// joining: XDP has not answered yet.
-	joining bool
+	rules  [2]rewrite.Rule // by Direction
+	start  int64           // when it was spliced
+	asked  int64           // when XDP was asked last to take it
+	taken  bool            // and has: what comes up is what XDP does not translate
+	asking bool            // it has not answered yet
+	late   bool            // nor for a while: no end waits for it any longer
 	// owed says, by leg, that its end has to hear of an acknowledgment or of an
 	// open window: once XDP has the flow, or what it then sends would be overtaken.
 	owed [2]bool
@@ -134,7 +134,7 @@ func (s *Stack) trySplice(f *flow, l *leg, p *pipeline.Packet, t wire.TCP, now i
 	if p != nil && t.Flags()&wire.FlagACK != 0 && t.Ack() == l.acked {
 		l.window = t.Window()
 	}
-	y := &spliced{start: now, rules: f.rules(), joining: true, heard: f.heard()}
+	y := &spliced{start: now, rules: f.rules(), heard: f.heard()}
 	for i, l := range [...]*leg{&f.client, &f.server} {
 		y.owed[i] = l.capped() || int32(l.rcvMax-l.ackSent) > 0
 	}
@@ -192,27 +192,33 @@ func (f *flow) rules() (r [2]rewrite.Rule) {
 // install asks XDP to take a spliced flow.
 func (s *Stack) install(f *flow, now int64) {
 	y := f.splice
-	y.asked = now
-	s.env.Splicer.Splice(pipeline.Splice{Flow: f.conn.Flow, Rules: &y.rules, Done: func(taken bool) {
-		y.taken, y.joining, y.deaf = taken, false, y.deaf || taken
+	y.asked, y.asking = now, true
+	answered := func() {
+		if f.state == stateSpliced && (y.owed[0] || y.owed[1]) {
+			s.enqueue(f) // see payOwed
+		}
+	}
+	s.env.Splicer.Splice(pipeline.Splice{Flow: f.conn.Flow, Rules: &y.rules, Late: func() {
+		y.late = true
+		answered()
+	}, Done: func(taken bool) {
+		y.taken, y.asking, y.deaf = taken, false, y.deaf || taken
 		if taken {
 			s.n.spliceTaken.Add(1)
 		} else {
 			s.n.spliceRefused.Add(1)
 		}
-		if f.state == stateSpliced && (y.owed[0] || y.owed[1]) {
-			s.enqueue(f) // see payOwed
-		}
+		answered()
 	}})
 }
 
 // payOwed tells the ends of a spliced flow what nobody else would tell them. Not
-// before XDP has answered, though the flow may have other events: an end whose window is
+// before XDP has answered, if that does not take too long, though the flow may have other events: an end whose window is
 // opened sends a burst, and of one that begins in user space and goes on in XDP the
 // first part is overtaken by the rest, which looks like a loss.
 func (s *Stack) payOwed(f *flow) {
 	y := f.splice
-	if y.joining {
+	if y.asking && !y.late {
 		return
 	}
 	for i, l := range [...]*leg{&f.client, &f.server} {
@@ -246,8 +252,11 @@ func (s *Stack) translate(f *flow, p *pipeline.Packet, now int64) {
 	switch y.rules[d].Apply(b, &p.Headers) {
 	case rewrite.Done:
 		s.n.translated.Add(1)
-		if now-y.asked > reinstallAfter && !y.over() {
+		switch {
+		case now-y.asked > reinstallAfter && !y.asking && !y.over():
 			s.install(f, now) // a SYN, or the table's clock, has brought it up
+		case y.taken:
+			s.n.overtaken.Add(1)
 		}
 	default:
 		if y.rules[d].ApplySlow(b, &p.Headers) != rewrite.Done {

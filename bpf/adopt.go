@@ -132,9 +132,7 @@ func (s *Steerer) openHeirlooms(spec *ebpf.CollectionSpec, old *will, maps map[s
 // write returns what this instance would leave.
 func (s *Steerer) write(spec *ebpf.CollectionSpec) will {
 	w := will{Layouts: map[string]string{}}
-	for _, p := range s.opts.Ports {
-		w.Ports = append(w.Ports, p.Name)
-	}
+	w.Ports = s.portNames()
 	for _, c := range s.opts.Chains {
 		w.Chains = append(w.Chains, c.Name)
 	}
@@ -161,6 +159,16 @@ func layout(t btf.Type) string {
 	default:
 		return fmt.Sprint(t)
 	}
+}
+
+// LeftPorts returns the names of a dead instance's ports by their numbers, "" where there is none; nil if it has left nothing. Its flows
+// can be taken over by one whose ports have the same numbers.
+func LeftPorts(pinRoot, name string) []string {
+	w, err := readWill(filepath.Join(pinRoot, name, pinVersion, willName))
+	if err != nil {
+		return nil
+	}
+	return w.Ports
 }
 
 func readWill(path string) (*will, error) {

@@ -53,22 +53,29 @@ type attachment struct {
 //
 // An interface that is down can be attached to.
 func (s *Steerer) Attach(port int) (Mode, error) {
-	if port < 0 || port >= len(s.opts.Ports) {
+	s.work.Lock()
+	defer s.work.Unlock()
+	if !s.has(port) {
 		return 0, fmt.Errorf("attach port: want 0 to %d, got %d", len(s.opts.Ports)-1, port)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
+	if s.isClosed() {
 		return 0, fmt.Errorf("attach %s: %w", s.portName(port), os.ErrClosed)
 	}
-	a := &s.ports[port]
+	a := s.ports[port]
 	if a.link != nil {
 		return 0, fmt.Errorf("attach %s: already attached", s.portName(port))
 	}
-	if err := s.claim(); err != nil {
+	s.mu.Lock()
+	err := s.claim()
+	s.mu.Unlock()
+	if err != nil {
 		return 0, fmt.Errorf("attach %s: %w", s.portName(port), err)
 	}
-	if err := s.attach(a, port); err != nil {
+	err = s.attach(&a, port)
+	s.mu.Lock()
+	s.ports[port] = a
+	s.mu.Unlock()
+	if err != nil {
 		return 0, fmt.Errorf("attach %s: %w", s.portName(port), explainAttach(err, s.opts.Ports[port].Ifindex))
 	}
 	return a.mode, nil

@@ -137,7 +137,7 @@ func (s *Steerer) findLeftovers() error {
 	}
 	ours := map[int]bool{}
 	for _, p := range s.opts.Ports {
-		ours[p.Ifindex] = true
+		ours[p.Ifindex] = p.Ifindex != 0
 	}
 	for _, path := range pins {
 		if ifindex, ok := pinnedOn(path); ok && ours[ifindex] {
@@ -275,6 +275,8 @@ func detach(l link.Link) error {
 // attached yet: then they are not ours. The wire is afterwards what it was before: in bridge mode nothing connects the ports. Closing
 // twice is no error.
 func (s *Steerer) Close() error {
+	s.work.Lock()
+	defer s.work.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -304,6 +306,8 @@ func (s *Steerer) Leave() error {
 	if s.opts.PinRoot == "" {
 		return errors.Join(errors.New("leave steer program attached: it is not pinned"), s.Close())
 	}
+	s.work.Lock()
+	defer s.work.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {

@@ -78,7 +78,7 @@ const (
 // Options describe a Steerer. Name and Ports are required; the zero value of the rest is the default.
 type Options struct {
 	Name      string // of the instance: letters, digits, '-' and '_'; names its pins
-	Ports     []Port // DefaultBridge: an even number
+	Ports     []Port // DefaultBridge: an even number. Port{}: there is none of this number
 	Rules     []Rule
 	Default   Default
 	Midstream Midstream
@@ -117,6 +117,9 @@ type Options struct {
 // return an error that wraps os.ErrClosed.
 type Steerer struct {
 	opts Options
+
+	// work is held by who changes ports: what takes its time is done under it, and not under mu, which workers take.
+	work sync.Mutex
 
 	mu       sync.RWMutex // guards what follows; the maps, which do their own locking, against being closed while in use
 	ports    []attachment
@@ -186,6 +189,9 @@ func (o *Options) check() error {
 	}
 	names, ifaces := map[string]bool{}, map[int]string{}
 	for _, p := range o.Ports {
+		if p == (Port{}) { // removed
+			continue
+		}
 		if p.Ifindex <= 0 {
 			return fmt.Errorf("port %q: want an interface index, got %d", p.Name, p.Ifindex)
 		}
@@ -310,7 +316,14 @@ func (s *Steerer) load() error {
 		return err
 	}
 	shared := s.maps()
+	if !s.has(0) { // it has made the maps
+		s.ports[0].prog.Close()
+		s.ports[0].prog = nil
+	}
 	for i := 1; i < len(s.opts.Ports); i++ {
+		if !s.has(i) {
+			continue
+		}
 		if s.ports[i].prog, err = s.program(i, shared); err != nil {
 			return err
 		}
@@ -319,6 +332,9 @@ func (s *Steerer) load() error {
 		return s.loadRouter(shared)
 	}
 	for i := range s.opts.Ports {
+		if !s.has(i) {
+			continue
+		}
 		if err := s.setPeerOf(i); err != nil {
 			return err
 		}
@@ -363,12 +379,12 @@ func (s *Steerer) maps() map[string]*ebpf.Map {
 
 // SetRules replaces the rules: a packet is judged by the old list or by the new one. Flows that belong to a chain stay with it.
 func (s *Steerer) SetRules(rules []Rule) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	flat, err := CompileRules(rules, len(s.opts.Ports))
 	if err != nil {
 		return fmt.Errorf("set rules: %w", err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.closed {
 		return fmt.Errorf("set rules: %w", os.ErrClosed)
 	}
@@ -388,12 +404,12 @@ func (s *Steerer) SetRules(rules []Rule) error {
 // SetSocket sends a chain's packets that arrive on a queue of a port to an AF_XDP socket, which is bound to that queue. The kernel
 // removes the entry when the socket is closed. fd -1 removes it now; removing what is not there is no error.
 func (s *Steerer) SetSocket(port, queue, fd int) error {
-	if port < 0 || port >= len(s.opts.Ports) || queue < 0 || queue >= MaxQueues {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if !s.has(port) || queue < 0 || queue >= MaxQueues {
 		return fmt.Errorf("set socket: want port 0 to %d and queue 0 to %d, got port %d, queue %d",
 			len(s.opts.Ports)-1, MaxQueues-1, port, queue)
 	}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
 	if s.closed {
 		return fmt.Errorf("set socket: %w", os.ErrClosed)
 	}

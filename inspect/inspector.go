@@ -289,6 +289,20 @@ func (s *Inspector) Drain(int64) (left int) {
 	return 0
 }
 
+// CutPorts implements pipeline.PortCutter: the flows are forgotten. What waits is
+// dropped. Of those that nobody looks into any more nothing is kept but the name,
+// until it is idle.
+func (s *Inspector) CutPorts(gone func(pipeline.PortID) bool, now int64) (n int) {
+	for key, p := range s.flows.All() {
+		if f := *p; f != &s.released[0] && f != &s.released[1] && (gone(f.half[0].in) || gone(f.half[0].out)) {
+			s.flows.Delete(key)
+			s.forget(f, now)
+			n++
+		}
+	}
+	return n
+}
+
 // Flows implements pipeline.FlowLister.
 func (s *Inspector) Flows(yield func(pipeline.FlowInfo)) {
 	for _, p := range s.flows.All() {

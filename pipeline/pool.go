@@ -49,6 +49,9 @@ func NewArena(mem []byte, frameSize, headroom, workers int) (*Arena, error) {
 	return a, nil
 }
 
+// Pools returns the pools, by worker.
+func (a *Arena) Pools() []*Pool { return a.pools }
+
 // Pool returns worker w's pool.
 func (a *Arena) Pool(w int) *Pool { return a.pools[w] }
 

@@ -126,12 +126,13 @@ type Simulation struct {
 }
 
 // Peer returns the port on the other side of p: what comes in by one of the
-// two ports of a bridge leaves by the other.
+// two ports of a wire leaves by the other.
 func (e *Env) Peer(p PortID) PortID { return peer(len(e.Ports), p) }
 
+// peer is the other end of a wire: ports 0 and 1 are one, 2 and 3, and so on.
 func peer(ports int, p PortID) PortID {
-	if ports == 2 && p < 2 {
-		return 1 - p
+	if q := p ^ 1; int(q) < ports {
+		return q
 	}
 	return p
 }

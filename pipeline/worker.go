@@ -15,7 +15,7 @@ import (
 // WorkerOptions configure a Worker.
 type WorkerOptions struct {
 	ID      int
-	Ports   []Port     // by PortID; nil where this worker has no queue
+	Ports   []Port     // by PortID; nil where this worker has no queue. The slice is the worker's
 	Infos   []PortInfo // of all ports, by PortID
 	Pool    *Pool
 	Waiter  Waiter       // nil: an idle worker yields its processor instead of sleeping

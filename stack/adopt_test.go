@@ -102,3 +102,37 @@ func TestAdoptedEnds(t *testing.T) {
 		t.Errorf("%d flows are left", n)
 	}
 }
+
+// TestCutPorts: of connections by a port that goes, both ends are told, and what is
+// spliced is forgotten.
+func TestCutPorts(t *testing.T) {
+	cut := func(b *bed, id pipeline.PortID) int {
+		n := make(chan int, 1)
+		b.worker.Call(func() {
+			n <- b.stage.CutPorts(func(p pipeline.PortID) bool { return p == id }, b.stage.now())
+		})
+		return <-n
+	}
+	b := newBed(t, bedOptions{noHosts: true})
+	c, s, _, _, _, _ := b.open(addr(client4, 4000), addr(server4, 80))
+	spliced := newBed(t, bedOptions{noHosts: true, xdp: &modelXDP{}})
+	f := frame{srcMAC: clientMAC, dstMAC: serverMAC, src: addr(client4, 5000), dst: addr(server4, 80), flags: wire.FlagACK}
+	var h wire.Headers
+	h.Parse(f.build())
+	flow, _ := h.Flow(f.build())
+	spliced.worker.Call(func() {
+		spliced.stage.Adopt(pipeline.AdoptedFlow{Flow: flow, Rules: new([2]rewrite.Rule), In: [2]pipeline.PortID{lan, wan}}, spliced.stage.now())
+	})
+	for _, b := range []*bed{b, spliced} {
+		for i, id := range []pipeline.PortID{7, wan, lan} {
+			if n, want := cut(b, id), []int{0, 1, 0}[i]; n != want {
+				t.Errorf("port %d: %d connections are cut, want %d", id, n, want)
+			}
+		}
+		if n := b.flows(); n != 0 {
+			t.Errorf("%d flows are left", n)
+		}
+	}
+	c.expect(wire.FlagRST)
+	s.expect(wire.FlagRST)
+}

@@ -7,6 +7,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"penstock/internal/wire"
+	"penstock/pipeline"
 )
 
 // timeout ends a flow whose deadline has passed.
@@ -87,6 +88,27 @@ func (s *Stack) kill(f *flow, now int64) {
 		}
 		s.linger(f, now)
 	}
+}
+
+// CutPorts resets the connections that go by one of some ports, which are about to
+// be taken away, and forgets those that XDP has. It returns how many there were.
+func (s *Stack) CutPorts(gone func(pipeline.PortID) bool, now int64) (n int) {
+	for _, p := range s.flows.All() {
+		f := *p
+		if !gone(f.client.out) && !gone(f.server.out) {
+			continue
+		}
+		switch f.state {
+		case stateClosed, stateGone:
+		case stateSpliced:
+			s.forget(f, now)
+			n++
+		default:
+			s.kill(f, now)
+			n++
+		}
+	}
+	return n
 }
 
 // supersede makes room for a new connection of the same name. The client has

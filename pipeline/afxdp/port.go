@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"sync/atomic"
 	"time"
 
@@ -82,7 +83,46 @@ type Options struct {
 	// FillTarget is how many frames wait for packets to come in; 0: half of
 	// RingSize. More ride out longer bursts, fewer are left for sending.
 	FillTarget int
+	// Prefill are frames of Worker's pool to receive into first, from Prefill; nil:
+	// Open takes them itself, and the worker must not run. If Open fails they are
+	// the caller's still, for GiveBack.
+	Prefill []uint64
 }
+
+func (o *Options) complete() {
+	if o.RingSize == 0 {
+		o.RingSize = 2048
+	}
+	if o.FillTarget == 0 {
+		o.FillTarget = o.RingSize / 2
+	}
+	o.FillTarget = min(o.FillTarget, o.RingSize)
+}
+
+// Prefill takes the frames that Open with these options wants out of the worker's
+// pool, fewer if there are not so many. Only on the worker's goroutine.
+func (m *Memory) Prefill(o Options) []uint64 {
+	o.complete()
+	pool, addrs := m.Arena.Pool(o.Worker), make([]uint64, 0, o.FillTarget)
+	for len(addrs) < o.FillTarget {
+		p := pool.Get()
+		if p == nil {
+			break
+		}
+		addrs = append(addrs, uint64(p.Index())<<m.shift())
+	}
+	return addrs
+}
+
+// GiveBack returns frames of Prefill. Only on the worker's goroutine.
+func (m *Memory) GiveBack(worker int, addrs []uint64) {
+	for _, a := range addrs {
+		m.Arena.Pool(worker).Put(m.Arena.At(a >> m.shift()))
+	}
+}
+
+// shift is the binary logarithm of the frames' size.
+func (m *Memory) shift() uint { return uint(bits.Len(uint(m.Arena.FrameSize() - 1))) }
 
 // Port is one queue of an interface.
 type Port struct {
@@ -122,26 +162,14 @@ var _ pipeline.Queued = (*Port)(nil)
 
 // Open binds a socket. The caller puts FD into the XSKMAP.
 func Open(m *Memory, o Options) (*Port, error) {
-	if o.RingSize == 0 {
-		o.RingSize = 2048
-	}
-	if o.FillTarget == 0 {
-		o.FillTarget = o.RingSize / 2
-	}
+	o.complete()
 	p := &Port{
-		info: o.Info, arena: m.Arena, pool: m.Arena.Pool(o.Worker), fill: min(o.FillTarget, o.RingSize), ringSize: o.RingSize, router: o.Router,
+		info: o.Info, arena: m.Arena, pool: m.Arena.Pool(o.Worker), fill: o.FillTarget, shift: m.shift(), ringSize: o.RingSize, router: o.Router,
 		descs: make([]xsk.Desc, 4*pipeline.BatchSize), addrs: make([]uint64, 0, 4*pipeline.BatchSize),
 	}
-	for 1<<p.shift < m.Arena.FrameSize() {
-		p.shift++
-	}
-	var prefill []uint64
-	for len(prefill) < p.fill {
-		pk := p.pool.Get()
-		if pk == nil {
-			break
-		}
-		prefill = append(prefill, uint64(pk.Index())<<p.shift)
+	prefill := o.Prefill
+	if prefill == nil {
+		prefill = m.Prefill(o)
 	}
 	var err error
 	p.sock, err = m.UMEM.Open(o.Ifindex, o.Info.Queue, &xsk.SocketOptions{
@@ -149,7 +177,9 @@ func Open(m *Memory, o Options) (*Port, error) {
 		Mode: o.Mode, Prefill: prefill,
 	})
 	if err != nil {
-		p.recycle(prefill)
+		if o.Prefill == nil {
+			p.recycle(prefill)
+		}
 		return nil, fmt.Errorf("open queue %d of port %q (%s): %w", o.Info.Queue, o.Info.Name, o.Info.Interface, err)
 	}
 	p.info.Mode = "copy"
@@ -397,11 +427,19 @@ func (p *Port) Progress() Progress {
 	}
 }
 
+// Detach is the part of Close that takes its time, the kernel's to let go of the
+// queue: it may run on any goroutine, after the worker has let go of the port. Close
+// must follow, on the worker's.
+func (p *Port) Detach() error { return p.sock.Close() }
+
 // Close implements pipeline.Port. In zero-copy mode the frames that the NIC
 // holds do not come back: the UMEM is closed next.
 func (p *Port) Close() error {
 	p.complete()
 	err := p.sock.Close()
+	if errors.Is(err, xsk.ErrClosed) {
+		err = nil // by Detach
+	}
 	for {
 		n := p.sock.Reclaim(p.addrs[:cap(p.addrs)])
 		if n == 0 {

@@ -1,9 +1,11 @@
 package afxdp
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -41,10 +43,9 @@ func NewWaiter(ports []*Port) (*Waiter, error) {
 		return nil, fmt.Errorf("create epoll set: %w", err)
 	}
 	for _, p := range ports {
-		ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET}
-		if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, p.FD(), &ev); err != nil {
+		if err := watch(ep, p); err != nil {
 			unix.Close(ep)
-			return nil, fmt.Errorf("watch queue %d of port %q: %w", p.info.Queue, p.info.Name, err)
+			return nil, err
 		}
 	}
 	if err := unix.SetNonblock(ep, true); err != nil { // or the runtime does not poll it
@@ -62,6 +63,31 @@ func NewWaiter(ports []*Port) (*Waiter, error) {
 		return nil, fmt.Errorf("add epoll set to the runtime's poller: %w", err)
 	}
 	return w, nil
+}
+
+func watch(ep int, p *Port) error {
+	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET}
+	if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, p.FD(), &ev); err != nil {
+		return fmt.Errorf("watch queue %d of port %q: %w", p.info.Queue, p.info.Name, err)
+	}
+	return nil
+}
+
+// Add has the waiter look at a port, too. Only on the worker's goroutine.
+func (w *Waiter) Add(p *Port) (err error) {
+	cerr := w.raw.Control(func(ep uintptr) { err = watch(int(ep), p) })
+	if err = errors.Join(cerr, err); err == nil {
+		w.ports = append(slices.Clone(w.ports), p)
+	}
+	return err
+}
+
+// Remove has the waiter look at a port no more. Only on the worker's goroutine; the
+// port is closed afterwards.
+func (w *Waiter) Remove(p *Port) {
+	w.ports = slices.DeleteFunc(slices.Clone(w.ports), func(o *Port) bool { return o == p })
+	// A socket that is closed leaves the set by itself.
+	_ = w.raw.Control(func(ep uintptr) { _ = unix.EpollCtl(int(ep), unix.EPOLL_CTL_DEL, p.FD(), nil) })
 }
 
 var past = time.Unix(1, 0)

@@ -113,6 +113,11 @@ func (s *Stage) Flows(yield func(pipeline.FlowInfo)) { s.stack.Flows(yield) }
 // FlowEnded implements pipeline.FlowEnder.
 func (s *Stage) FlowEnded(f wire.Flow, now int64) { s.stack.FlowEnded(f, now) }
 
+// CutPorts implements pipeline.PortCutter.
+func (s *Stage) CutPorts(gone func(pipeline.PortID) bool, now int64) int {
+	return s.stack.CutPorts(gone, now)
+}
+
 // Adopt implements pipeline.Adopter.
 func (s *Stage) Adopt(f pipeline.AdoptedFlow, now int64) { s.stack.Adopt(f, now) }
 

@@ -34,13 +34,10 @@ type appliance struct {
 	started time.Time
 
 	lock    *os.File
-	nics    []*nic
-	xdp     []bpf.Mode // by port, as attached
+	ports   atomic.Pointer[[]*port] // by number; nil where there is none. Who changes it holds changing
 	steerer *bpf.Steerer
 	pinned  bool // or will be, when another takes over
 	memory  *afxdp.Memory
-	queues  [][]*afxdp.Port   // by port and worker
-	wires   [][]pipeline.Port // the same, behind their faults where a rehearsal has some
 	waiters []*afxdp.Waiter
 	workers []*pipeline.Worker
 	table   *gateTable
@@ -108,13 +105,17 @@ func (a *appliance) findInterfaces() error {
 		a.warnings = append(a.warnings, w)
 		a.log.Warn(w)
 	}
-	for _, i := range facts.Interfaces {
-		n := nicOf(i)
-		if !n.up {
-			a.log.Warn("link is down; the appliance waits for it", "port", i.Port.Name, "interface", n.name)
+	places := a.placePorts()
+	var list []*port
+	for i, f := range facts.Interfaces {
+		p := &port{id: places[i], conf: a.cfg.Ports[i], nic: nicOf(f)}
+		if !p.nic.up {
+			a.log.Warn("link is down; the appliance waits for it", "port", p.conf.Name, "interface", p.nic.name)
 		}
-		a.nics = append(a.nics, n)
+		list = append(list, make([]*port, max(p.id+1-len(list), 0))...)
+		list[p.id] = p
 	}
+	a.ports.Store(&list)
 	return nil
 }
 
@@ -128,9 +129,11 @@ func (a *appliance) openRecorder() (err error) {
 func (a *appliance) loadXDP() (err error) {
 	o := steerOptions(a.cfg)
 	o.Events = xdpEvents(recordSpecs(a.cfg))
-	for i := range o.Ports {
-		o.Ports[i].Ifindex, o.Ports[i].Headroom = a.nics[i].ifindex, a.nics[i].driver == "virtio_net"
+	o.Ports = make([]bpf.Port, len(*a.ports.Load()))
+	for p := range a.eachPort() {
+		o.Ports[p.id] = p.steered()
 	}
+	o.Rules = a.numbered(o.Rules)
 	if o.PinRoot != "" {
 		if err := bpf.EnsureBPFFS(o.PinRoot); err != nil {
 			if !o.LinksLate {
@@ -158,25 +161,18 @@ func (a *appliance) tellInheritance() {
 func (a *appliance) openQueues() (err error) {
 	// Worker i serves queue i of every port, so that what comes in by one port
 	// can leave by the other without another thread.
-	workers := len(a.nics[0].queues)
-	frames := a.cfg.Appliance.FramesPerQueue * len(a.nics)
+	workers := 0
+	for p := range a.eachPort() {
+		workers = len(p.nic.queues)
+	}
+	frames := a.cfg.Appliance.FramesPerQueue * a.roomForPorts()
 	a.memory, err = afxdp.NewMemory(int(a.cfg.Appliance.FrameSize), frames, workers, xsk.HugeAuto)
 	if err != nil {
 		return err
 	}
-	for i, n := range a.nics {
-		a.queues = append(a.queues, make([]*afxdp.Port, workers))
-		a.wires = append(a.wires, make([]pipeline.Port, workers))
-		for w, q := range n.queues {
-			p, err := afxdp.Open(a.memory, afxdp.Options{
-				Info: a.portInfo(i, q), Ifindex: n.ifindex, Worker: w, Mode: n.socketMode(a.cfg.Ports[i].ZeroCopy), RingSize: a.cfg.Appliance.RingSize,
-				Router: a.routing(),
-			})
-			if err != nil {
-				return err
-			}
-			a.queues[i][w], a.wires[i][w] = p, p
-			if err := a.steerer.SetSocket(i, q, p.FD()); err != nil {
+	for p := range a.eachPort() {
+		for w := range workers {
+			if err := a.openQueue(p, w, nil); err != nil {
 				return err
 			}
 		}
@@ -184,36 +180,26 @@ func (a *appliance) openQueues() (err error) {
 	return nil
 }
 
-func (a *appliance) portInfo(port, queue int) pipeline.PortInfo {
-	return pipeline.PortInfo{
-		ID: pipeline.PortID(port), Name: a.cfg.Ports[port].Name, Interface: a.nics[port].name, Queue: queue, MTU: a.nics[port].mtu,
-	}
-}
-
 func (a *appliance) buildWorkers() error {
-	workers := len(a.queues[0])
-	var infos []pipeline.PortInfo
-	for i, n := range a.nics {
-		infos = append(infos, a.portInfo(i, n.queues[0]))
-	}
+	workers, infos := len(a.memory.Arena.Pools()), a.portInfos()
 	a.past = make([]uint64, workers)
 	for w := range workers {
 		clock := pipeline.Clock()
 		var mine []*afxdp.Port
-		for i := range a.nics {
-			mine = append(mine, a.queues[i][w])
+		for p := range a.eachPort() {
+			mine = append(mine, p.queues[w])
 		}
 		waiter, err := afxdp.NewWaiter(mine)
 		if err != nil {
 			return err
 		}
 		a.waiters = append(a.waiters, waiter)
-		var ports []pipeline.Port
-		for i := range a.nics {
-			if f := a.cfg.Ports[i].Fault; f != nil {
-				a.wires[i][w] = fault.Wrap(a.wires[i][w], *f, fault.PortOptions{Pool: a.memory.Arena.Pool(w), Clock: clock, Wake: waiter.Wake})
+		ports := make([]pipeline.Port, len(*a.ports.Load()))
+		for p := range a.eachPort() {
+			if f := p.conf.Fault; f != nil {
+				p.wires[w] = fault.Wrap(p.wires[w], *f, fault.PortOptions{Pool: a.memory.Arena.Pool(w), Clock: clock, Wake: waiter.Wake})
 			}
-			ports = append(ports, a.wires[i][w])
+			ports[p.id] = p.wires[w]
 		}
 		if a.router != nil {
 			door := a.router.Port(w, a.memory.Arena.Pool(w), waiter.Wake)
@@ -237,8 +223,10 @@ func (a *appliance) buildWorkers() error {
 func (a *appliance) beat(w int) {
 	a.watchdog.Beat(w)
 	now := bpf.Now()
-	for i, n := range a.nics {
-		a.steerer.Beat(i, n.queues[w], now)
+	for _, p := range *a.ports.Load() {
+		if p != nil {
+			a.steerer.Beat(p.id, p.nic.queues[w], now)
+		}
 	}
 }
 
@@ -268,21 +256,10 @@ func (o *offloader) Offload(flows []pipeline.ReleasedFlow) {
 }
 
 func (a *appliance) attach() error {
-	a.xdp = make([]bpf.Mode, len(a.nics))
-	for i, n := range a.nics {
-		// A router takes what is addressed to it.
-		if a.router == nil {
-			if err := n.setPromisc(true); err != nil {
-				return err
-			}
-		}
-		mode, err := a.steerer.Attach(i)
-		if err != nil {
+	for p := range a.eachPort() {
+		if err := a.attachPort(p); err != nil {
 			return err
 		}
-		a.xdp[i] = mode
-		// That instance had turned it on, as far as can be known now.
-		n.promisc = n.promisc || a.router == nil && a.steerer.After(i)
 	}
 	a.tellInheritance()
 	a.adoptSpliced()
@@ -432,8 +409,8 @@ func (a *appliance) close(detach bool, report *control.Exit) error {
 	for _, w := range a.waiters {
 		errs = append(errs, w.Close())
 	}
-	for _, port := range a.wires {
-		for _, q := range port {
+	for p := range a.eachPort() {
+		for _, q := range p.wires {
 			if q != nil { // nil after a failure half-way
 				errs = append(errs, q.Close())
 			}
@@ -443,9 +420,9 @@ func (a *appliance) close(detach bool, report *control.Exit) error {
 		errs = append(errs, a.steerer.Leave())
 	}
 	if detach {
-		for _, n := range a.nics {
-			if _, exists := linkState(n.ifindex); exists {
-				errs = append(errs, n.setPromisc(false))
+		for p := range a.eachPort() {
+			if _, exists := linkState(p.nic.ifindex); exists {
+				errs = append(errs, p.nic.setPromisc(false))
 			}
 		}
 	}

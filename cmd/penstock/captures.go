@@ -146,7 +146,7 @@ func (a *appliance) captureOptions(ask *control.CaptureAsk) (o tap.Options, err 
 		return o, errors.New("begin capture: want a time, a limit and a snaplen of at least 0")
 	}
 	o = tap.Options{
-		SnapLen: ask.SnapLen, Limit: ask.Limit, Count: ask.Count, Workers: len(a.workers), Ports: a.workers[0].Env().Ports,
+		SnapLen: ask.SnapLen, Limit: ask.Limit, Count: ask.Count, Workers: len(a.workers), Ports: a.portInfos(),
 		Comment: "filter " + ask.Filter,
 		Chain: func(id pipeline.ChainID) (string, int) {
 			if p := a.placeOf(int(id)); p != nil {

@@ -93,9 +93,10 @@ func (a *appliance) newPlace(id pipeline.ChainID, conf config.Chain) (*place, er
 
 func (a *appliance) buildChain(spec *pipeline.ChainSpec, id pipeline.ChainID) (built []*pipeline.Chain, err error) {
 	syns := &chainSYNs{steerer: a.steerer, chain: int(id)}
+	ports := a.chainPorts()
 	for i, w := range a.workers {
 		env := w.Env()
-		env.Recorder, env.ChainID, env.SYNs = a.recorder(i), id, &workerSYNs{chainSYNs: syns}
+		env.Recorder, env.ChainID, env.SYNs, env.Ports = a.recorder(i), id, &workerSYNs{chainSYNs: syns}, ports
 		c, err := spec.Build(env)
 		if err != nil {
 			for _, c := range built {

@@ -144,8 +144,8 @@ func (a *appliance) flowEvent(k bpf.FlowKey, chain, port int) flowEvent {
 	if p := a.placeOf(chain); p != nil {
 		e.Chain = p.conf.Name
 	}
-	if port >= 0 && port < len(a.nics) {
-		e.InIface = a.nics[port].name
+	if p := a.portOf(port); p != nil {
+		e.InIface = p.nic.name
 	}
 	return e
 }

@@ -37,7 +37,7 @@ func (a *appliance) tendPlaces(ctx context.Context) {
 		}
 		err := a.tend(ctx, now, rest)
 		if err != nil && !failing && ctx.Err() == nil {
-			a.log.Error("chains of earlier configurations are not closed", "err", err)
+			a.log.Error("chains or ports of earlier configurations are not closed", "err", err)
 		}
 		failing = err != nil
 	}
@@ -50,6 +50,9 @@ func (a *appliance) tend(ctx context.Context, now time.Time, rest bool) error {
 	defer a.changing.Unlock()
 	if ctx.Err() != nil {
 		return nil // the workers may have stopped
+	}
+	if err := a.tendWires(ctx, now); err != nil {
+		return err
 	}
 	look := map[int]*place{}
 	for _, p := range a.places.byID {

@@ -82,6 +82,9 @@ func (a *appliance) refuses(next *config.Config, changes []control.Change) strin
 		return fmt.Sprintf("%s cannot change while it runs: start another process, which takes over from this one: penstock run %s",
 			strings.Join(keys, ", "), a.cfg.File)
 	}
+	if why := a.refusesPorts(next); why != "" {
+		return why
+	}
 	a.places.mu.RLock()
 	defer a.places.mu.RUnlock()
 	if a.places.draining {
@@ -125,6 +128,15 @@ func (a *appliance) apply(next *config.Config, r *control.Reload) (err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.discard(built), records.discard())
+		}
+	}()
+	wires, err := a.prepareWires(next)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, wires.discard())
 		}
 	}()
 	for _, pl := range old {
@@ -173,8 +185,13 @@ func (a *appliance) apply(next *config.Config, r *control.Reload) (err error) {
 	for _, c := range current {
 		drained[c.conf.Name] = p.drained[c.conf.Name]
 	}
-	if err := a.steerer.SetRules(rules(next, current, drained)); err != nil {
+	if err := a.steerer.SetRules(a.steerTo(next, current, drained)); err != nil {
 		return back(errors.Join(err, a.setGate(&before)))
+	}
+	if err := wires.attach(); err != nil {
+		err = errors.Join(err, wires.discard())
+		wires = nil
+		return back(errors.Join(err, a.steerer.SetRules(a.steerTo(p.cfg, old, p.drained)), a.setGate(&before)))
 	}
 
 	p.mu.Lock()
@@ -184,6 +201,7 @@ func (a *appliance) apply(next *config.Config, r *control.Reload) (err error) {
 	p.cfg, p.byID, p.current, p.drained = next, byID, current, drained
 	p.mu.Unlock()
 	records.commit()
+	wires.commit()
 	r.Applied = true
 	return nil
 }
@@ -267,7 +285,7 @@ func (a *appliance) Drain(d control.DrainAsk) ([]control.Drain, error) {
 	if !found {
 		return nil, control.Unknown(fmt.Errorf("drain chain %q: there is none of that name; there are %s", d.Chain, strings.Join(have, ", ")))
 	}
-	if err := a.steerer.SetRules(rules(p.cfg, p.current, drained)); err != nil {
+	if err := a.steerer.SetRules(a.steerTo(p.cfg, p.current, drained)); err != nil {
 		return nil, err
 	}
 	p.mu.Lock()

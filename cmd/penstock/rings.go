@@ -15,8 +15,8 @@ import (
 // counter of their own for packets that stay on the way. It reads what others count,
 // once a second; the packet path knows nothing of it.
 type rings struct {
-	mu    sync.Mutex
-	ports []portRings // nil until XDP is attached
+	mu sync.Mutex // guards the portRings of all ports
+	on bool       // XDP is attached
 }
 
 type portRings struct {
@@ -34,11 +34,9 @@ const nicRate = 10
 
 // watchRings begins the watch.
 func (a *appliance) watchRings() error {
-	a.rings.ports = make([]portRings, len(a.nics))
-	for i := range a.rings.ports {
-		a.rings.ports[i].tx = make([]watchdog.Passage, len(a.queues[i]))
-		a.rings.ports[i].xdp.Rate = nicRate
-	}
+	a.rings.mu.Lock()
+	a.rings.on = true
+	a.rings.mu.Unlock()
 	a.running.Go(func() {
 		tick := time.NewTicker(ringTick)
 		defer tick.Stop()
@@ -62,7 +60,7 @@ func (a *appliance) lookAtRings() {
 	if err != nil {
 		return // closed
 	}
-	seen, steered := make([]uint64, len(a.nics)), make([]uint64, len(a.nics))
+	seen, steered := map[int]uint64{}, map[int]uint64{}
 	for _, c := range counters {
 		seen[c.Port] += c.Packets
 		if c.Verdict == bpf.VerdictSocket {
@@ -71,8 +69,11 @@ func (a *appliance) lookAtRings() {
 	}
 	a.rings.mu.Lock()
 	defer a.rings.mu.Unlock()
-	for i, n := range a.nics {
-		r := &a.rings.ports[i]
+	for port := range a.eachPort() {
+		i, n, r := port.id, port.nic, &port.rings
+		if port.leaves() {
+			continue
+		}
 		up, arrived := false, uint64(0)
 		if l, err := netlink.LinkByIndex(n.ifindex); err == nil {
 			o := l.Attrs()
@@ -96,13 +97,13 @@ func (a *appliance) lookAtRings() {
 			}
 		}
 		var received uint64
-		for w, q := range a.queues[i] {
+		for w, q := range port.queues {
 			p := q.Progress()
 			received += p.Received + p.Lost
-			look(&r.tx[w], p.Sent, p.Returned, func() (string, string) { return a.txStall(i, w) })
+			look(&r.tx[w], p.Sent, p.Returned, func() (string, string) { return port.txStall(w) })
 		}
-		look(&r.sockets, steered[i], received, func() (string, string) { return a.socketStall(i) })
-		look(&r.xdp, arrived, seen[i], func() (string, string) { return a.xdpStall(i) })
+		look(&r.sockets, steered[i], received, func() (string, string) { return port.socketStall() })
+		look(&r.xdp, arrived, seen[i], func() (string, string) { return port.xdpStall() })
 	}
 }
 
@@ -112,35 +113,35 @@ func (a *appliance) isDraining() bool {
 	return a.places.draining
 }
 
-func (a *appliance) txStall(port, w int) (found, mend string) {
-	name := a.nics[port].name
+func (p *port) txStall(w int) (found, mend string) {
+	name := p.nic.name
 	return fmt.Sprintf("port %q: what is sent on queue %d of %s stays in its ring: frames go in, and none comes back",
-			a.cfg.Ports[port].Name, a.nics[port].queues[w], name),
+			p.conf.Name, p.nic.queues[w], name),
 		fmt.Sprintf("ip link set dev %s down, then up; if it comes again, zero_copy = \"off\" in its [[port]]", name)
 }
 
-func (a *appliance) socketStall(port int) (found, mend string) {
-	name := a.nics[port].name
-	return fmt.Sprintf("port %q: XDP gives packets of %s to sockets, and none arrives", a.cfg.Ports[port].Name, name),
+func (p *port) socketStall() (found, mend string) {
+	name := p.nic.name
+	return fmt.Sprintf("port %q: XDP gives packets of %s to sockets, and none arrives", p.conf.Name, name),
 		fmt.Sprintf("ip link set dev %s down, then up; if it comes again, zero_copy = \"off\" in its [[port]]", name)
 }
 
-func (a *appliance) xdpStall(port int) (found, mend string) {
-	name := a.nics[port].name
-	return fmt.Sprintf("port %q: %s receives packets, and XDP sees none of them", a.cfg.Ports[port].Name, name),
+func (p *port) xdpStall() (found, mend string) {
+	name := p.nic.name
+	return fmt.Sprintf("port %q: %s receives packets, and XDP sees none of them", p.conf.Name, name),
 		"penstock doctor FILE, which says whether the program is still attached; restart the appliance"
 }
 
 // stalls are how often each way of a port's packets has been stalled, and a
 // sentence for each that is.
-func (a *appliance) stalls(port int) (counts map[string]uint64, warnings []string) {
+func (a *appliance) stalls(port *port) (counts map[string]uint64, warnings []string) {
 	a.rings.mu.Lock()
 	defer a.rings.mu.Unlock()
-	if a.rings.ports == nil {
+	if !a.rings.on {
 		return nil, nil
 	}
 	counts = map[string]uint64{}
-	r := &a.rings.ports[port]
+	r := &port.rings
 	add := func(name string, p *watchdog.Passage, says func() (found, mend string)) {
 		counts[name] += p.Stalls
 		if stalled, seconds, packets := p.Stalled(); stalled {
@@ -149,9 +150,9 @@ func (a *appliance) stalls(port int) (counts map[string]uint64, warnings []strin
 		}
 	}
 	for w := range r.tx {
-		add("tx", &r.tx[w], func() (string, string) { return a.txStall(port, w) })
+		add("tx", &r.tx[w], func() (string, string) { return port.txStall(w) })
 	}
-	add("sockets", &r.sockets, func() (string, string) { return a.socketStall(port) })
-	add("xdp", &r.xdp, func() (string, string) { return a.xdpStall(port) })
+	add("sockets", &r.sockets, func() (string, string) { return port.socketStall() })
+	add("xdp", &r.xdp, func() (string, string) { return port.xdpStall() })
 	return counts, warnings
 }

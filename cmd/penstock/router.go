@@ -35,10 +35,10 @@ func (a *appliance) openRouter() error {
 		return nil
 	}
 	o := route.Options{Tables: tables{a.steerer}, Frame: int(a.cfg.Appliance.FrameSize), Log: a.log}
-	for _, n := range a.nics {
-		o.Ifindex = append(o.Ifindex, n.ifindex)
+	for p := range a.eachPort() {
+		o.Ifindex = append(o.Ifindex, p.nic.ifindex)
 	}
-	a.router = route.New(o, pipeline.PortID(len(a.nics)))
+	a.router = route.New(o, pipeline.PortID(len(o.Ifindex)))
 	return nil
 }
 

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
@@ -57,13 +56,8 @@ func runCommand(args []string) error {
 	if err != nil {
 		return notStarted(err, signals)
 	}
-	for i, n := range a.nics {
-		var modes []string
-		for _, q := range a.queues[i] {
-			modes = append(modes, q.Info().Mode)
-		}
-		log.Info("port is open", "port", cfg.Ports[i].Name, "interface", n.name, "xdp", a.xdp[i], "queues", len(n.queues),
-			"sockets", strings.Join(modes, ","))
+	for p := range a.eachPort() {
+		p.tell(log)
 	}
 	log.Info("appliance runs", "name", cfg.Appliance.Name, "config", cfg.File, "workers", len(a.workers), "control", cfg.Appliance.Control)
 

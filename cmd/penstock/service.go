@@ -89,7 +89,7 @@ func (s *service) tell(err error) {
 }
 
 func (s *service) ready() {
-	s.tell(s.manager.Ready(fmt.Sprintf("%d ports, %d workers, %d chains", len(s.a.nics), len(s.a.workers), len(s.a.live().Chains))))
+	s.tell(s.manager.Ready(fmt.Sprintf("%d ports, %d workers, %d chains", len(s.a.live().Ports), len(s.a.workers), len(s.a.live().Chains))))
 }
 
 func (s *service) reloading() { s.tell(s.manager.Reloading()) }

@@ -163,10 +163,11 @@ func (a *appliance) portStatus(s *control.Status) (ports []control.Port) {
 	if err != nil {
 		s.Warnings = append(s.Warnings, err.Error())
 	}
-	for i, n := range a.nics {
+	for port := range a.eachPort() {
+		i, n := port.id, port.nic
 		up, exists := linkState(n.ifindex)
 		p := control.Port{
-			Name: a.cfg.Ports[i].Name, Interface: n.name, Ifindex: n.ifindex, MTU: n.mtu, XDP: a.xdp[i].String(),
+			Name: port.conf.Name, Interface: n.name, Ifindex: n.ifindex, MTU: n.mtu, XDP: port.mode().String(), Leaving: port.leaves(),
 			LinkUp: up, Reasons: map[string]control.Count{}, Verdicts: map[string]map[string]control.Count{},
 		}
 		switch {
@@ -176,9 +177,9 @@ func (a *appliance) portStatus(s *control.Status) (ports []control.Port) {
 			s.Warnings = append(s.Warnings, fmt.Sprintf("port %q: the link of %s is down", p.Name, n.name))
 		}
 		var warnings []string
-		p.Stalls, warnings = a.stalls(i)
+		p.Stalls, warnings = a.stalls(port)
 		s.Warnings = append(s.Warnings, warnings...)
-		for _, q := range a.wires[i] {
+		for _, q := range port.wires {
 			p.Queues = append(p.Queues, control.Queue{PortInfo: q.Info(), PortStats: q.Stats()})
 		}
 		for _, c := range counters {

@@ -109,6 +109,9 @@ func printStatus(out io.Writer, s control.Status) {
 			if p.LinkUp {
 				link = "up"
 			}
+			if p.Leaving {
+				link += ", leaves"
+			}
 			if i > 0 {
 				name, ifc, link, xdp = "", "", "", ""
 			}

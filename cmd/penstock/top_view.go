@@ -89,9 +89,9 @@ func compare(a, b look) topView {
 		d.Total += now
 		v.Dropped += per(before, now)
 	}
-	for i, p := range s.Ports {
+	for _, p := range s.Ports {
 		var was control.Port
-		if i < len(old.Ports) {
+		if i := slices.IndexFunc(old.Ports, func(o control.Port) bool { return o.Name == p.Name }); i >= 0 {
 			was = old.Ports[i]
 		}
 		for reason, c := range p.Reasons {

@@ -220,15 +220,15 @@ func (c *checker) ports() {
 		c.config.Ports = append(c.config.Ports, p)
 	}
 	router := c.doc.Appliance.Mode == ModeRouter
-	if n == 2 || n > MaxPorts || router && n > 0 || c.isBad("port") {
+	if n > 0 && (n%2 == 0 || router) || n > MaxPorts || c.isBad("port") {
 		return
 	}
-	at, want := "port", "bridge mode wants exactly two [[port]] tables"
+	at, want := "port", "bridge mode wants [[port]] tables in pairs, the two ends of a wire one after the other"
 	if router {
 		want = "router mode wants at least one [[port]] table"
 	}
 	if n > 2 {
-		at = "port[2]"
+		at = element("port", n-1)
 	}
 	line, col := c.ix.find(at)
 	c.bad["port"] = true

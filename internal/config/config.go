@@ -41,7 +41,7 @@ type Config struct {
 // Appliance is the [appliance] table.
 type Appliance struct {
 	Name           string         `toml:"name" help:"names this appliance on its machine: the lock, and the defaults of control and pins"`
-	Mode           string         `toml:"mode" values:"bridge|router" help:"bridge: a bump in the wire between two ports; router: the kernel routes what is not steered, and XDP routes the rest by the kernel's tables"`
+	Mode           string         `toml:"mode" values:"bridge|router" help:"bridge: a bump in the wire between two ports, or in several wires; router: the kernel routes what is not steered, and XDP routes the rest by the kernel's tables"`
 	Control        string         `toml:"control" help:"path of the local control socket; \"\" turns it off"`
 	Metrics        string         `toml:"metrics" help:"address and port on which Prometheus metrics are served; \"\" turns them off"`
 	OnExit         string         `toml:"on_exit" values:"open|closed" help:"what becomes of the wire without the appliance: open: it stays connected; closed: it does not"`
@@ -53,6 +53,7 @@ type Appliance struct {
 	Pins           string         `toml:"pins" help:"directory on a BPF file system where maps and links outlive the process; \"\" pins nothing"`
 	FrameSize      units.Size     `toml:"frame_size" help:"packet memory for one frame: 2KiB carries an MTU of 1500 bytes, 4KiB one of 3500"`
 	FramesPerQueue int            `toml:"frames_per_queue" min:"64" max:"1048576" help:"frames for each queue of each port"`
+	SparePorts     int            `toml:"spare_ports" min:"0" max:"30" help:"for how many ports more than there are at the start packet memory is kept, so that reloads can add them; bridge mode only. Unless 0, the process does not give up the privileges that it takes to add one"`
 	RingSize       int            `toml:"ring_size" min:"64" max:"32768" help:"slots in each of a queue's four rings; a power of two"`
 	Drain          units.Duration `toml:"drain" min:"0s" max:"168h" help:"how long flows of a chain that a reload has changed or removed may go on in it; \"0s\": not at all"`
 	DrainTimeout   units.Duration `toml:"drain_timeout" help:"how long connections may take to finish when the appliance stops"`

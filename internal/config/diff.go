@@ -57,7 +57,7 @@ func Diff(old, next *Config) []Change {
 	d.keys("appliance", reflect.ValueOf(old.Appliance), reflect.ValueOf(next.Appliance), func(key string) bool { return !live["appliance."+key] })
 	d.gate(&old.Gate, &next.Gate)
 	d.sets(old.Sets, next.Sets)
-	d.ports(old.Ports, next.Ports)
+	d.ports(old, next)
 	d.steer(old, next)
 	d.chains(old.Chains, next.Chains)
 	d.list("record", recordLines(old), recordLines(next), false)
@@ -153,30 +153,80 @@ func without[T comparable](a, b []T) (out []T) {
 	return out
 }
 
-func (d *differ) ports(old, next []Port) {
-	lines := func(list []Port) (all []string) {
-		for _, p := range list {
-			q := "all"
-			if !p.Queues.All {
-				q = fmt.Sprint(p.Queues.List)
-			}
-			line := fmt.Sprintf("%q: interface %s, queues %s, xdp %s, zero_copy %s", p.Name, p.Interface, q, p.XDP, p.ZeroCopy)
-			if p.Fault != nil {
-				line += fmt.Sprintf(", fault %+v", *p.Fault)
-			}
-			all = append(all, line)
-		}
-		return all
+// portLine is all of a port in words.
+func portLine(p *Port) string {
+	q := "all"
+	if !p.Queues.All {
+		q = fmt.Sprint(p.Queues.List)
 	}
-	// Their order is their number.
-	a, b := lines(old), lines(next)
-	for i := range max(len(a), len(b)) {
-		var x, y string
-		if i < len(a) {
-			x = a[i]
+	line := fmt.Sprintf("%q: interface %s, queues %s, xdp %s, zero_copy %s", p.Name, p.Interface, q, p.XDP, p.ZeroCopy)
+	if p.Fault != nil {
+		line += fmt.Sprintf(", fault %+v", *p.Fault)
+	}
+	return line
+}
+
+// Pair are the two ends of a wire in bridge mode.
+type Pair [2]Port
+
+func (p Pair) lines() [2]string { return [2]string{portLine(&p[0]), portLine(&p[1])} }
+
+// PairsOf are the wires of a bridge.
+func PairsOf(list []Port) (pairs []Pair) {
+	for i := 0; i+1 < len(list); i += 2 {
+		pairs = append(pairs, Pair{list[i], list[i+1]})
+	}
+	return pairs
+}
+
+// PairChanges returns the wires that next does not have, and those that it has
+// besides, in the order of the files. The place of a wire among the others does not
+// matter.
+func PairChanges(old, next []Port) (gone, come []Pair) {
+	missing := func(from, in []Pair) (list []Pair) {
+		for _, p := range from {
+			if !slices.ContainsFunc(in, func(q Pair) bool { return p.lines() == q.lines() }) {
+				list = append(list, p)
+			}
 		}
-		if i < len(b) {
-			y = b[i]
+		return list
+	}
+	a, b := PairsOf(old), PairsOf(next)
+	return missing(a, b), missing(b, a)
+}
+
+// ports compares bridges by wires: one can come or go as a whole. What is done to an
+// interface that stays takes a restart, and so does everything in a router, where the
+// order of ports is their number.
+func (d *differ) ports(old, next *Config) {
+	if old.Appliance.Mode == ModeBridge && next.Appliance.Mode == ModeBridge {
+		gone, come := PairChanges(old.Ports, next.Ports)
+		// An interface, or a name, that both have: its port would be made anew.
+		both := func(p Port, others []Pair) bool {
+			return slices.ContainsFunc(others, func(o Pair) bool {
+				return slices.ContainsFunc(o[:], func(q Port) bool { return q.Interface == p.Interface || q.Name == p.Name })
+			})
+		}
+		restart := func(p Pair, others []Pair) bool { return both(p[0], others) || both(p[1], others) }
+		for _, p := range gone {
+			for i := range p {
+				d.add("port", "", portLine(&p[i]), "", restart(p, come))
+			}
+		}
+		for _, p := range come {
+			for i := range p {
+				d.add("port", "", "", portLine(&p[i]), restart(p, gone))
+			}
+		}
+		return
+	}
+	for i := range max(len(old.Ports), len(next.Ports)) {
+		var x, y string
+		if i < len(old.Ports) {
+			x = portLine(&old.Ports[i])
+		}
+		if i < len(next.Ports) {
+			y = portLine(&next.Ports[i])
 		}
 		d.add("port", "", x, y, true)
 	}

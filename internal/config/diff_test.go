@@ -42,7 +42,12 @@ func TestDiff(t *testing.T) {
 		{`name = "rest"`, "name = \"rest\"\n[[record]]\nto = \"stdout\"", []string{`record: + all to stdout`}},
 		{`name = "rest"`, "name = \"rest\"\n[[ipfix]]\nto = \"udp:a:4739\"", []string{`!ipfix: + udp:a:4739: domain 0, templates 1m0s, message_size 1400`}},
 		{`name = "rest"`, "name = \"rest\"\n[otlp]\nendpoint = \"http://a:4318\"\nheaders = [\"a: secret\"]", []string{`!otlp: + http://a:4318: metrics every 1m0s, traces of http, llm (100%), timeout 10s`}},
-		{`interface = "eth1"`, `interface = "eth7"`, []string{`!port: "lan": interface eth1, queues all, xdp auto, zero_copy auto -> "lan": interface eth7, queues all, xdp auto, zero_copy auto`}},
+		{`interface = "eth1"`, `interface = "eth7"`, []string{
+			`!port: - "lan": interface eth1, queues all, xdp auto, zero_copy auto`, `!port: - "wan": interface eth2, queues all, xdp auto, zero_copy auto`,
+			`!port: + "lan": interface eth7, queues all, xdp auto, zero_copy auto`, `!port: + "wan": interface eth2, queues all, xdp auto, zero_copy auto`}},
+		{"[gate]", "[[port]]\nname = \"a\"\ninterface = \"eth3\"\n[[port]]\nname = \"b\"\ninterface = \"eth4\"\n[gate]", []string{
+			`port: + "a": interface eth3, queues all, xdp auto, zero_copy auto`, `port: + "b": interface eth4, queues all, xdp auto, zero_copy auto`}},
+		{"[gate]", "[appliance]\nspare_ports = 2\n[gate]", []string{"!appliance: spare_ports: 0 -> 2"}},
 	} {
 		if !strings.Contains(diffBase, c.from) {
 			t.Fatalf("%q is not there", c.from)

@@ -11,7 +11,7 @@ type document struct {
 	Appliance Appliance           `toml:"appliance" help:"the appliance as a whole"`
 	Gate      gateTable           `toml:"gate" help:"what XDP drops before anything else"`
 	Set       map[string]setTable `toml:"set" help:"a named set of addresses, for the expressions of rules"`
-	Port      []portTable         `toml:"port" help:"a network interface; bridge mode has two of them"`
+	Port      []portTable         `toml:"port" help:"a network interface; in bridge mode the first and the second are the ends of one wire, the third and the fourth of another one"`
 	Steer     []steerTable        `toml:"steer" help:"a rule that says where a flow goes; in order, the first match wins, replies follow their flow"`
 	Chain     []chainTable        `toml:"chain" help:"an ordered list of stages; one without stages forwards everything"`
 	Record    []recordTable       `toml:"record" help:"a place where events go, as lines of JSON"`

@@ -66,6 +66,7 @@ type Port struct {
 	MTU       int     `json:"mtu"`
 	XDP       string  `json:"xdp"` // as the kernel has attached it: "native" or "generic"
 	LinkUp    bool    `json:"link_up"`
+	Leaving   bool    `json:"leaving,omitempty"` // a reload has removed it, and its flows finish
 	Queues    []Queue `json:"queues"`
 	// Reasons are the XDP program's counts of what it did with packets that
 	// came in here, by reason.

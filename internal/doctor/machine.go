@@ -195,7 +195,11 @@ func (f *Facts) queues() (n int) {
 
 // packetMemory is what the UMEM takes, in bytes.
 func (f *Facts) packetMemory() uint64 {
-	return uint64(f.queues()) * uint64(f.Appliance.FramesPerQueue) * uint64(f.Appliance.FrameSize)
+	queues := f.queues()
+	if n := len(f.Interfaces); n > 0 && f.Appliance.Mode == config.ModeBridge {
+		queues += queues / n * f.Appliance.SparePorts
+	}
+	return uint64(queues) * uint64(f.Appliance.FramesPerQueue) * uint64(f.Appliance.FrameSize)
 }
 
 // mountPoint is where a BPF file system would be mounted for the pins.

@@ -8,6 +8,8 @@ package privilege
 import (
 	"errors"
 	"fmt"
+	"runtime"
+	"slices"
 
 	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/cap"
@@ -15,16 +17,17 @@ import (
 
 // Keep takes all capabilities from this process but those named that it has, in
 // every set of every thread: permitted, effective, inheritable, ambient, and, where
-// it has CAP_SETPCAP, bounding. No program that it runs can gain others
+// it has CAP_SETPCAP, bounding. Those of aside are not in effect, but With can put
+// them there. No program that it runs can gain others
 // (no_new_privs). It returns what is left. Threads that begin later inherit it.
-func Keep(names ...cap.Value) (left []cap.Value, err error) {
+func Keep(names, aside []cap.Value) (left []cap.Value, err error) {
 	had := cap.GetProc()
 	keep := cap.NewSet()
-	for _, c := range names {
+	for i, c := range append(slices.Clone(names), aside...) {
 		has, err := had.GetFlag(cap.Permitted, c)
 		if err == nil && has {
 			left = append(left, c)
-			err = errors.Join(keep.SetFlag(cap.Permitted, true, c), keep.SetFlag(cap.Effective, true, c))
+			err = errors.Join(keep.SetFlag(cap.Permitted, true, c), keep.SetFlag(cap.Effective, i < len(names), c))
 		}
 		if err != nil {
 			return nil, fmt.Errorf("keep capability %v: %w", c, err)
@@ -52,4 +55,32 @@ func Keep(names ...cap.Value) (left []cap.Value, err error) {
 		return nil, fmt.Errorf("drop capabilities: %w", err)
 	}
 	return left, nil
+}
+
+// With runs fn with capabilities in effect that Keep has set aside, in this thread
+// only. It does without those that the process does not have: what fn does says what
+// is missing.
+func With(names []cap.Value, fn func() error) error {
+	runtime.LockOSThread()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3} // of this thread
+	var before [2]unix.CapUserData
+	if err := unix.Capget(&header, &before[0]); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	raised := before
+	for _, c := range names {
+		raised[c/32].Effective |= 1 << (c % 32) & raised[c/32].Permitted
+	}
+	if err := unix.Capset(&header, &raised[0]); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("raise capabilities: %w", err)
+	}
+	err := fn()
+	if lerr := unix.Capset(&header, &before[0]); lerr != nil {
+		// The goroutine keeps the thread, which ends with it.
+		return errors.Join(err, fmt.Errorf("lower capabilities: %w", lerr))
+	}
+	runtime.UnlockOSThread()
+	return err
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"penstock/internal/lab/labtest"
@@ -29,15 +30,15 @@ func TestKeep(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	if lines[0] != "[cap_net_admin]" {
+	if lines[0] != "[cap_net_admin cap_net_raw] true false true" {
 		t.Errorf("%s is left", lines[0])
 	}
 	if len(lines) < 10 {
 		t.Errorf("it had %d threads: %s", len(lines)-1, out)
 	}
-	const none, netAdmin = "0000000000000000", "0000000000001000"
+	const none, netAdmin, both = "0000000000000000", "0000000000001000", "0000000000003000"
 	for _, l := range lines[1:] {
-		if want := strings.Join([]string{none, netAdmin, netAdmin, netAdmin, none, "1"}, " "); l != want {
+		if want := strings.Join([]string{none, both, netAdmin, both, none, "1"}, " "); l != want {
 			t.Errorf("a thread has %q (inheritable, permitted, effective, bounding, ambient, no_new_privs), want %q", l, want)
 		}
 	}
@@ -64,13 +65,23 @@ func child() {
 		}
 	}
 	begin(4)
-	left, err := Keep(cap.NET_ADMIN)
+	left, err := Keep([]cap.Value{cap.NET_ADMIN}, []cap.Value{cap.NET_RAW})
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
 	begin(4)
-	fmt.Println(left)
+	raw := func() bool {
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+		if err == nil {
+			unix.Close(fd)
+		}
+		return err == nil
+	}
+	var with bool
+	without := raw()
+	err = With([]cap.Value{cap.NET_RAW, cap.SYS_ADMIN}, func() error { with = raw(); return nil })
+	fmt.Println(left, with, without || raw(), err == nil)
 	tasks, _ := filepath.Glob("/proc/self/task/*/status")
 	for _, task := range tasks {
 		text, err := os.ReadFile(task)

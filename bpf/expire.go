@@ -47,7 +47,7 @@ func (t *Timeouts) raw() [8]time.Duration {
 	return [...]time.Duration{t.TCPOpening, t.TCPEstablished, t.TCPHalfClosed, t.TCPClosed, t.UDP, t.UDPReplied, t.ICMP, t.Other}
 }
 
-// EndedFlow is a flow that is no longer in the table. Counters stand as they did when it was removed; a connection that was begun anew on
+// EndedFlow is a flow that is no longer in the table, or that Lasting tells of. Counters stand as they did when it was removed; a connection that was begun anew on
 // the same addresses and ports, after FIN or RST, has counters of its own only.
 type EndedFlow struct {
 	Key   FlowKey // of the direction that began the flow, as its packets arrived
@@ -73,6 +73,7 @@ const (
 	EndClosed            // FIN in both directions
 	EndReset             // RST
 	EndEvicted           // Evict
+	EndActive            // it goes on: Lasting
 )
 
 // String returns the reason's lower_snake name.
@@ -86,6 +87,8 @@ func (r EndReason) String() string {
 		return "reset"
 	case EndEvicted:
 		return "evicted"
+	case EndActive:
+		return "active"
 	}
 	return fmt.Sprintf("end_reason_%d", uint8(r))
 }

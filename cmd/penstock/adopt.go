@@ -8,11 +8,15 @@ import (
 // adoptStep bounds for how long a worker enters connections in one go.
 const adoptStep = 1024
 
-// adoptSpliced tells the workers of the connections that an instance before this
-// one has spliced: XDP translates their packets, but for those that come up.
-func (a *appliance) adoptSpliced() {
+// adopt makes known what an instance before this one has left: to the collectors, of
+// what they have been told, and to the workers the connections that it has spliced. XDP
+// translates the packets of those, but for some that come up.
+func (a *appliance) adopt() {
 	if a.steerer.Inherited().Flows == 0 {
 		return
+	}
+	if err := a.inheritOngoing(); err != nil {
+		a.log.Warn("collectors are told again of flows that went on", "err", err)
 	}
 	flows, err := a.steerer.Rewritten()
 	if err != nil {

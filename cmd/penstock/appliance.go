@@ -46,6 +46,7 @@ type appliance struct {
 	lanes   []*record.Lane // of it, by worker
 	// endedLane is that of flows that are over, of which bpf tells one at a time.
 	endedLane *record.Lane
+	ongoing   []*ongoing // by collector
 
 	eventReader eventReader
 	ipfix       []*ipfix.Exporter
@@ -262,7 +263,7 @@ func (a *appliance) attach() error {
 		}
 	}
 	a.tellInheritance()
-	a.adoptSpliced()
+	a.adopt()
 	// What cannot be redirected to would vanish without a trace.
 	if err := a.steerer.CheckPeers(); err != nil {
 		a.warnings = append(a.warnings, err.Error())
@@ -326,6 +327,7 @@ func (a *appliance) expireFlows(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	failing := false
+	ongoing, told := a.ongoingInterval(), bpf.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -333,8 +335,12 @@ func (a *appliance) expireFlows(ctx context.Context) {
 		case <-tick.C:
 		}
 		e := a.newEnded()
-		_, err := a.steerer.Expire(bpf.Now(), bpf.Timeouts{}, e.add)
+		now := bpf.Now()
+		_, err := a.steerer.Expire(now, bpf.Timeouts{}, e.add)
 		e.done()
+		if ongoing > 0 && now-told >= ongoing {
+			told, err = now, errors.Join(err, a.tellOngoing())
+		}
 		if err != nil && !failing {
 			a.log.Error("flows are not expired", "err", err)
 		}
@@ -389,6 +395,9 @@ func (a *appliance) close(detach bool, report *control.Exit) error {
 	}
 	if a.otlp != nil {
 		a.otlp.StopMetrics() // they are gathered from what is closed below
+	}
+	if report != nil {
+		errs = append(errs, a.leaveOngoing(detach))
 	}
 	if detach && a.steerer != nil {
 		errs = append(errs, a.steerer.Close())

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"time"
 
 	"penstock/bpf"
 	"penstock/internal/control"
@@ -18,7 +19,7 @@ func (a *appliance) openExporters() error {
 		if err != nil {
 			return err
 		}
-		a.ipfix = append(a.ipfix, e)
+		a.ipfix, a.ongoing = append(a.ipfix, e), append(a.ongoing, newOngoing(c.ActiveTimeout))
 	}
 	if a.cfg.OTLP == nil {
 		return nil
@@ -80,6 +81,17 @@ func (a *appliance) closeExporters() {
 
 // export tells the collectors of a flow that has ended.
 func (a *appliance) export(f *bpf.EndedFlow) {
+	for i := range a.ipfix {
+		a.exportTo(i, f, f.LastSeen)
+	}
+}
+
+// exportTo tells a collector what it does not know yet of a flow.
+func (a *appliance) exportTo(i int, all *bpf.EndedFlow, now time.Duration) {
+	f, any := a.ongoing[i].since(all, now)
+	if !any {
+		return // with what it was told last, it had ended
+	}
 	flow := ipfix.Flow{
 		Src: f.Key.Src, Dst: f.Key.Dst, Proto: f.Key.Proto, VLAN: f.Key.VLAN,
 		Packets: f.Packets, Bytes: f.Bytes, ReversePackets: f.ReplyPackets, ReverseBytes: f.ReplyBytes,
@@ -96,6 +108,8 @@ func (a *appliance) export(f *bpf.EndedFlow) {
 		flow.Reason = ipfix.EndIdle
 	case bpf.EndEvicted:
 		flow.Reason = ipfix.EndForced
+	case bpf.EndActive:
+		flow.Reason = ipfix.EndActive
 	default:
 		flow.Reason = ipfix.EndDetected
 	}
@@ -105,9 +119,7 @@ func (a *appliance) export(f *bpf.EndedFlow) {
 	case bpf.Bypass, bpf.Passed:
 		flow.Forwarding = ipfix.Forwarded
 	}
-	for _, e := range a.ipfix {
-		e.Export(&flow)
-	}
+	a.ipfix[i].Export(&flow)
 }
 
 // exportStatus shows the collectors.

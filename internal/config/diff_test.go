@@ -40,7 +40,7 @@ func TestDiff(t *testing.T) {
 		{`name = "rest"`, `name = "others"`, []string{`chain "rest": - no stages`, `chain "others": + no stages`}},
 		{`name = "rest"`, "name = \"rest\"\n[[chain.stage]]\nkind = \"acl\"", []string{`chain "rest": stages: no stages -> acl`}},
 		{`name = "rest"`, "name = \"rest\"\n[[record]]\nto = \"stdout\"", []string{`record: + all to stdout`}},
-		{`name = "rest"`, "name = \"rest\"\n[[ipfix]]\nto = \"udp:a:4739\"", []string{`!ipfix: + udp:a:4739: domain 0, templates 1m0s, message_size 1400`}},
+		{`name = "rest"`, "name = \"rest\"\n[[ipfix]]\nto = \"udp:a:4739\"", []string{`!ipfix: + udp:a:4739: domain 0, templates 1m0s, active_timeout 1m0s, message_size 1400`}},
 		{`name = "rest"`, "name = \"rest\"\n[otlp]\nendpoint = \"http://a:4318\"\nheaders = [\"a: secret\"]", []string{`!otlp: + http://a:4318: metrics every 1m0s, traces of http, llm (100%), timeout 10s`}},
 		{`interface = "eth1"`, `interface = "eth7"`, []string{
 			`!port: - "lan": interface eth1, queues all, xdp auto, zero_copy auto`, `!port: - "wan": interface eth2, queues all, xdp auto, zero_copy auto`,

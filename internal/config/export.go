@@ -24,11 +24,12 @@ type ipfixTable struct {
 	To          string         `toml:"to" required:"" help:"the collector: udp:HOST:PORT or tcp:HOST:PORT"`
 	Domain      int            `toml:"domain" min:"0" max:"4294967295" help:"observation domain: tells appliances apart that send from one address"`
 	Templates   units.Duration `toml:"templates" min:"1s" max:"1h" help:"how often templates are sent again over UDP"`
+	Active      units.Duration `toml:"active_timeout" min:"0s" max:"24h" help:"after what time a flow that goes on is told of, and again; 0s: only of its end"`
 	MessageSize int            `toml:"message_size" min:"512" max:"65507" help:"bytes of a message at most; over UDP a path with a smaller MTU makes them smaller"`
 }
 
 func (t *ipfixTable) setDefaults() {
-	*t = ipfixTable{Templates: units.Duration(time.Minute), MessageSize: 1400}
+	*t = ipfixTable{Templates: units.Duration(time.Minute), Active: units.Duration(time.Minute), MessageSize: 1400}
 }
 
 func (c *checker) ipfix() {
@@ -43,7 +44,7 @@ func (c *checker) ipfix() {
 			}
 		}
 		c.config.IPFIX = append(c.config.IPFIX, IPFIX{
-			Spec: ipfix.Spec{To: t.To, Domain: uint32(t.Domain), Templates: time.Duration(t.Templates), MessageSize: t.MessageSize},
+			Spec: ipfix.Spec{To: t.To, Domain: uint32(t.Domain), Templates: time.Duration(t.Templates), ActiveTimeout: time.Duration(t.Active), MessageSize: t.MessageSize},
 			Line: c.ix.line(path),
 		})
 	}
@@ -51,7 +52,7 @@ func (c *checker) ipfix() {
 
 func ipfixLines(c *Config) (lines []string) {
 	for _, x := range c.IPFIX {
-		lines = append(lines, fmt.Sprintf("%s: domain %d, templates %v, message_size %d", x.To, x.Domain, x.Templates, x.MessageSize))
+		lines = append(lines, fmt.Sprintf("%s: domain %d, templates %v, active_timeout %v, message_size %d", x.To, x.Domain, x.Templates, x.ActiveTimeout, x.MessageSize))
 	}
 	return lines
 }

@@ -1,4 +1,4 @@
-// Package ipfix tells a collector of flows that have ended: IPFIX (RFC 7011)
+// Package ipfix tells a collector of flows: IPFIX (RFC 7011)
 // over UDP or TCP, both directions of a flow in one record (RFC 5103).
 //
 // An Exporter has a bounded queue and a goroutine of its own. Export never
@@ -21,10 +21,13 @@ import (
 
 // Spec describes a collector.
 type Spec struct {
-	To          string        // "udp:HOST:PORT" or "tcp:HOST:PORT"
-	Domain      uint32        // observation domain
-	Templates   time.Duration // how often templates are sent again over UDP
-	MessageSize int           // bytes of a message at most, MinMessage to MaxMessage; a path that carries less has less
+	To        string        // "udp:HOST:PORT" or "tcp:HOST:PORT"
+	Domain    uint32        // observation domain
+	Templates time.Duration // how often templates are sent again over UDP
+	// ActiveTimeout is after what time a flow that goes on is told of, and again; 0: only
+	// of its end. It is for who calls Export.
+	ActiveTimeout time.Duration
+	MessageSize   int // bytes of a message at most, MinMessage to MaxMessage; a path that carries less has less
 }
 
 // Bounds of Spec.MessageSize. Templates need the least.

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Flow is a flow that has ended. Counters are those of one direction, Reverse
+// Flow is a flow that has ended, or, with EndActive, what there is of one since it was told of. Counters are those of one direction, Reverse
 // of the other.
 type Flow struct {
 	Src, Dst         netip.Addr // of the direction that began it; both of one version
@@ -28,6 +28,7 @@ type EndReason uint8
 // The reasons there are here.
 const (
 	EndIdle     EndReason = 1
+	EndActive   EndReason = 2 // it goes on
 	EndDetected EndReason = 3 // FIN or RST
 	EndForced   EndReason = 4
 )

@@ -19,6 +19,7 @@ import (
 	collectortrace "go.opentelemetry.io/proto/slim/otlp/collector/trace/v1"
 	"google.golang.org/protobuf/proto"
 
+	"penstock/internal/control"
 	"penstock/internal/lab"
 )
 
@@ -215,6 +216,120 @@ to = "filter"
 	}
 	a.balanced()
 	a.stop()
+}
+
+// TestIPFIXOngoing: a collector is told of a flow while it goes on, and what it is told
+// adds up to the flow, over a change of instances too.
+func TestIPFIXOngoing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, lab.InlineOptions{})
+	path := filepath.Join(r.dir, "events.json")
+	collector, err := r.Appliance.ListenPacket("udp", "127.0.0.1:4739")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer collector.Close()
+	r.config("open", "", fmt.Sprintf(`
+[[record]]
+to = "file:%s"
+events = ["flow"]
+[[ipfix]]
+to = "udp:127.0.0.1:4739"
+active_timeout = "1s"
+[[steer]]
+proto = "icmp"
+to = "filter"
+`, path)+aclChain)
+	r.tcpServer(7000)
+	r.start()
+	raw, err := r.Client.DialContext(t.Context(), "tcp", r.addr(false, 7000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	if _, err := io.WriteString(raw, "echo\n"); err != nil {
+		t.Fatal(err)
+	}
+	readers := map[string]*ipfixReader{} // by instance
+	sums, reasons := map[int]uint64{}, []uint64{}
+	const reverse = 1 << 15
+	hear := func(reason uint64) {
+		t.Helper()
+		buf := make([]byte, 65536)
+		for {
+			_ = collector.SetReadDeadline(time.Now().Add(30 * time.Second))
+			n, from, err := collector.ReadFrom(buf)
+			if err != nil {
+				t.Fatalf("waiting for a record with end reason %d: %v; so far %v", reason, err, reasons)
+			}
+			reader := readers[from.String()]
+			if reader == nil {
+				reader = &ipfixReader{templates: map[int][]ipfixElement{}}
+				readers[from.String()] = reader
+			}
+			known := len(reader.records)
+			if err := reader.read(append([]byte(nil), buf[:n]...)); err != nil {
+				t.Fatal(err)
+			}
+			found := false
+			for _, x := range reader.records[known:] {
+				for _, id := range []int{2, 2 | reverse, 352, 352 | reverse} {
+					sums[id] += number(x[id])
+				}
+				if start, end := number(x[152]), number(x[153]); start > end {
+					t.Errorf("a record from %d to %d", start, end)
+				}
+				reasons = append(reasons, number(x[136]))
+				found = found || number(x[136]) == reason
+			}
+			if found {
+				return
+			}
+		}
+	}
+	for range 3 {
+		r.echo(raw, "hello")
+		hear(2)
+	}
+	r.echo(raw, "more") // told of by then, or as the first one leaves
+	second := r.start() // takes over
+	r.eventually("the second one runs", func() error {
+		s, err := control.NewClient(r.control()).Status()
+		if err == nil && s.PID != second.cmd.Process.Pid {
+			err = fmt.Errorf("process %d answers", s.PID)
+		}
+		return err
+	})
+	hear(2)
+	r.echo(raw, "and more")
+	hear(2)
+	r.echo(raw, "the last")
+	raw.Close()
+	hear(3)
+	var line struct {
+		Flow struct {
+			PktsToServer  uint64 `json:"pkts_toserver"`
+			PktsToClient  uint64 `json:"pkts_toclient"`
+			BytesToServer uint64 `json:"bytes_toserver"`
+			BytesToClient uint64 `json:"bytes_toclient"`
+		} `json:"flow"`
+	}
+	r.eventually("the flow is recorded", func() error {
+		text, err := os.ReadFile(path)
+		if err == nil {
+			err = json.Unmarshal(text, &line)
+		}
+		return err
+	})
+	if len(readers) != 2 {
+		t.Errorf("%d instances have told of it, want 2", len(readers))
+	}
+	for id, want := range map[int]uint64{2: line.Flow.PktsToServer, 2 | reverse: line.Flow.PktsToClient, 352: line.Flow.BytesToServer, 352 | reverse: line.Flow.BytesToClient} {
+		if sums[id] != want || want == 0 {
+			t.Errorf("element %d adds up to %d, the record has %d (end reasons %v)", id, sums[id], want, reasons)
+		}
+	}
+	second.stop()
 }
 
 // TestOTLP: a span for each request, and metrics, of an appliance whose collector

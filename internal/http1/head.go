@@ -414,7 +414,10 @@ func PlausibleStart(b []byte) bool {
 		if c == ' ' {
 			return i > 0
 		}
-		if i == 0 && (c == '\r' || c == '\n') {
+		if i == 0 && c == '\n' {
+			return true // an empty line that ends badly, whatever follows
+		}
+		if i == 0 && c == '\r' {
 			return len(b) < 2 || b[1] == '\n'
 		}
 		if !tokenChar[c] || i > 32 {

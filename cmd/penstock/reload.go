@@ -132,7 +132,8 @@ func (a *appliance) apply(next *config.Config, r *control.Reload) (err error) {
 	}()
 	wires, err := a.prepareWires(next)
 	if err != nil {
-		return err
+		r.Refused = err.Error()
+		return records.discard()
 	}
 	defer func() {
 		if err != nil {
@@ -190,7 +191,7 @@ func (a *appliance) apply(next *config.Config, r *control.Reload) (err error) {
 	}
 	if err := wires.attach(); err != nil {
 		err = errors.Join(err, wires.discard())
-		wires = nil
+		wires = nil // once is enough
 		return back(errors.Join(err, a.steerer.SetRules(a.steerTo(p.cfg, old, p.drained)), a.setGate(&before)))
 	}
 

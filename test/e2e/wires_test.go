@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -22,7 +23,7 @@ import (
 //
 //	client2 ---- eth3 [ penstock run ] eth4 ---- server2
 //	10.78.0.1                              10.78.0.2
-func (r *rig) secondWire() *rig {
+func (r *rig) secondWire(o lab.VethOptions) *rig {
 	r.t.Helper()
 	l := r.Appliance.Lab()
 	space := func(role string) *lab.NS {
@@ -41,7 +42,7 @@ func (r *rig) secondWire() *rig {
 		ip     netip.Addr
 		ifname string
 	}{{in.Client, in.ClientIP4, in.LANIf}, {in.Server, in.ServerIP4, in.WANIf}} {
-		err := l.Veth(lab.End{NS: w.ns, Name: "eth0", Addrs: []netip.Prefix{netip.PrefixFrom(w.ip, 24)}}, lab.End{NS: r.Appliance, Name: w.ifname, NoIPv6: true}, lab.VethOptions{})
+		err := l.Veth(lab.End{NS: w.ns, Name: "eth0", Addrs: []netip.Prefix{netip.PrefixFrom(w.ip, 24)}}, lab.End{NS: r.Appliance, Name: w.ifname, NoIPv6: true}, o)
 		if err != nil {
 			r.t.Fatal(err)
 		}
@@ -91,7 +92,7 @@ func (r *rig) xdpOn(name string) (on bool) {
 func TestWiresComeAndGo(t *testing.T) {
 	rounds, conns := 10, 50
 	r := newRig(t, lab.InlineOptions{})
-	second := r.secondWire()
+	second := r.secondWire(lab.VethOptions{})
 	ports := []uint16{7000, 7001, 7002, 7003, 7004}
 	for _, port := range ports {
 		r.tcpServer(port)
@@ -227,6 +228,158 @@ func TestWiresComeAndGo(t *testing.T) {
 	if !strings.Contains(a.log.String(), "in_time=true") || !strings.Contains(a.log.String(), "connections_cut=") {
 		t.Error("the log does not say how wires have ended")
 	}
+}
+
+// TestWiresRefused: what cannot be done to ports changes nothing, and says what can;
+// what fails late is undone; with two workers; and a process that takes over goes on
+// with the flows of ports whose numbers are not those of a first start.
+func TestWiresRefused(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, lab.InlineOptions{Veth: lab.VethOptions{Queues: 2}})
+	second := r.secondWire(lab.VethOptions{Queues: 2})
+	for _, name := range []string{"eth5", "eth6"} { // one queue only
+		if err := r.Appliance.Lab().Veth(lab.End{NS: second.Client, Name: name}, lab.End{NS: r.Appliance, Name: name, NoIPv6: true}, lab.VethOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ln, err := second.Server.Listen("tcp", second.addr(false, 7000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	echoServer(t, ln)
+	r.tcpServer(7000)
+	const chain = "[[steer]]\nproto = \"tcp\"\nto = \"offload\"\n[[chain]]\nname = \"offload\"\n"
+	write := func(spare int, body string) {
+		r.configWith(fmt.Sprintf("spare_ports = %d\ndrain = \"0s\"", spare), body)
+	}
+	pair := func(a, b string) string {
+		return fmt.Sprintf("[[port]]\nname = \"p-%s\"\ninterface = %q\n[[port]]\nname = \"p-%s\"\ninterface = %q\n", a, a, b, b)
+	}
+	write(0, chain)
+	a := r.start()
+	a.hasDropped()
+	refused := func(what, want string) {
+		t.Helper()
+		res, err := control.NewClient(r.control()).Reload(false)
+		if said := res.Refused + fmt.Sprint(res.Problems, err); res.Applied || !strings.Contains(said, want) {
+			t.Errorf("%s: %+v, %v; want %q", what, res, err, want)
+		}
+		if s := a.status(); len(s.Ports) != 2 || s.Ports[0].Leaving {
+			t.Errorf("%s: ports %+v", what, s.Ports)
+		}
+		if err := r.request7000(); err != nil {
+			t.Errorf("%s: the wire that stays: %v", what, err)
+		}
+	}
+	write(0, pair("eth3", "eth4")+chain)
+	refused("without spare ports", "spare_ports in [appliance] was set at the start")
+	a.stop()
+
+	write(2, chain)
+	a = r.start()
+	a.hasDropped()
+	write(2, pair("eth3", "eth4")+pair("eth5", "eth6")+chain)
+	refused("too many", "memory for 2 more ports, not for 4")
+	write(2, pair("eth5", "eth6")+chain)
+	refused("one queue", "ethtool -L eth5 combined 2")
+	write(2, pair("eth8", "eth9")+chain)
+	refused("no interface", "eth8")
+	write(2, "[[port]]\nname = \"odd\"\ninterface = \"eth3\"\n"+chain)
+	refused("half a wire", "in pairs")
+	write(2, pair("eth3", "eth4")+chain)
+	r.change(r.toml, `interface = "eth2"`, "interface = \"eth2\"\nxdp = \"generic\"")
+	refused("another mode", "[[port]] cannot change while it runs")
+
+	t.Log("XDP is attached last: what fails there is undone")
+	native := strings.ReplaceAll(pair("eth3", "eth4"), "interface", "xdp = \"native\"\ninterface")
+	if err := second.Server.SetMTU("eth0", 9000); err != nil {
+		t.Fatal(err)
+	}
+	write(2, native+chain)
+	refused("a peer that sends what is too long", "mtu 1500")
+	if second.xdpOn("eth3") || second.xdpOn("eth4") {
+		t.Error("XDP has stayed on an interface")
+	}
+	a.balanced()
+	if err := second.Server.SetMTU("eth0", 1500); err != nil {
+		t.Fatal(err)
+	}
+	reload := func() {
+		t.Helper()
+		if res, err := control.NewClient(r.control()).Reload(false); err != nil || !res.Applied {
+			t.Fatalf("%+v, %v", res, err)
+		}
+	}
+	reload()
+	var open net.Conn
+	for i := range 20 {
+		if open, err = second.Client.Dial("tcp", second.addr(false, 7000)); err != nil {
+			t.Fatal(err)
+		}
+		defer open.Close()
+		for range 3 {
+			if err := echoOver(open, "two workers"); err != nil {
+				t.Errorf("connection %d: %v", i, err)
+			}
+		}
+	}
+
+	t.Log("the first wire goes, and another process takes over")
+	text := fmt.Sprintf(header, r.name, r.control(), "open", "", "")
+	text = text[:strings.Index(text, "[[port]]")]
+	text = strings.Replace(text, "drain_timeout =", "spare_ports = 2\ndrain = \"0s\"\ndrain_timeout =", 1)
+	if err := os.WriteFile(r.toml, []byte(text+native+chain), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	reload()
+	r.eventually("the wire is gone", func() error {
+		if s := a.status(); len(s.Ports) != 1*2 || s.Ports[0].Interface != "eth3" {
+			return fmt.Errorf("%d ports", len(s.Ports))
+		}
+		return nil
+	})
+	if r.xdpOn("eth1") || r.xdpOn("eth2") {
+		t.Error("XDP has stayed on an interface")
+	}
+	a = r.start()
+	r.eventually("it has taken over", func() error {
+		if s, err := control.NewClient(r.control()).Status(); err != nil || s.Inherited == nil || s.Inherited.Before == nil {
+			return fmt.Errorf("%+v, %v", s.Inherited, err)
+		}
+		return nil
+	})
+	if i := a.status().Inherited; i == nil || i.Refused != "" || i.Offloaded < 20 || i.Forgotten > 0 {
+		t.Errorf("what was taken over: %+v", i)
+	}
+	if err := echoOver(open, "by the next process"); err != nil {
+		t.Error(err)
+	}
+	if s := a.status(); len(s.Ports) != 2 || s.Ports[0].Verdicts["peer"]["flow_offloaded"].Packets == 0 {
+		t.Errorf("%+v", s.Ports)
+	}
+	// There are numbers below the ones of these ports.
+	write(2, native+chain)
+	reload()
+	if err := r.request7000(); err != nil {
+		t.Errorf("the wire that is back: %v", err)
+	}
+	if err := echoOver(open, "and the other one"); err != nil {
+		t.Error(err)
+	}
+	a.stop()
+}
+
+// request7000 sends something over the first wire.
+func (r *rig) request7000() error {
+	c, err := r.Client.Dial("tcp", r.addr(false, 7000))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "echo\n"); err != nil {
+		return err
+	}
+	return echoOver(c, "it goes on")
 }
 
 // flowsBy fails if a flow of addresses with that beginning is there.

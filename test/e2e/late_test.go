@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	network "encoding/binary"
 	"io"
 	"net/netip"
 	"slices"
@@ -27,8 +28,9 @@ type tcpSegment struct {
 	n        uint32 // bytes; SYN and FIN count 1
 	acks     bool   // ack counts
 	window   uint16 // as it stands in the header
-	syn      bool
-	shift    int8 // of windows, as a SYN says; -1: it does not
+	syn, fin bool
+	shift    int8      // of windows, as a SYN says; -1: it does not
+	twice    [2]uint32 // from where to where its sender has got bytes twice (RFC 2883); empty: nowhere
 }
 
 // lateSegment is a segment that was sent again after timerGap or more.
@@ -72,6 +74,7 @@ type oneWay struct {
 	edge    uint32      // up to where the receiver has said that it takes bytes
 	edged   bool        // it has
 	crossed []sentRange // all of it, counted from the SYN
+	twice   []sentRange // what the receiver has got twice, likewise
 }
 
 func (o *oneWire) way(from, to netip.AddrPort) *oneWay {
@@ -99,6 +102,9 @@ func (o *oneWire) add(s tcpSegment) {
 		if edge := s.ack + uint32(s.window)<<shift; !r.edged || int32(edge-r.edge) > 0 {
 			r.edge, r.edged = edge, true
 		}
+		if s.twice[0] != s.twice[1] {
+			r.twice = append(r.twice, sentRange{s.twice[0] - r.isn, s.twice[1] - r.isn, s.at})
+		}
 		done := 0
 		for done < len(r.out) && int32(r.out[done].end-s.ack) <= 0 {
 			done++
@@ -111,7 +117,11 @@ func (o *oneWire) add(s tcpSegment) {
 	}
 	w, end := o.way(s.from, s.to), s.seq+s.n
 	w.crossed = append(w.crossed, sentRange{s.seq - w.isn, end - w.isn, s.at})
-	if by := int32(end - w.edge); w.edged && by > 0 && s.n > 1 { // one is a FIN, or a probe
+	bytes := s.n
+	if s.fin {
+		bytes-- // Linux has it follow what just fits
+	}
+	if by := int32(s.seq + bytes - w.edge); w.edged && by > 0 && bytes > 1 { // one is a probe
 		o.far = append(o.far, tooFar{s.at, s.from, s.to, by})
 	}
 	if !w.begun || int32(s.seq-w.max) >= 0 {
@@ -143,7 +153,18 @@ func (o *oneWire) add(s tcpSegment) {
 
 // firstAt returns when a byte, counted from the SYN, was there first.
 func (o *oneWire) firstAt(from, to netip.AddrPort, n uint32) (at int64, ok bool) {
-	for _, r := range o.way(from, to).crossed {
+	return find(o.way(from, to).crossed, n)
+}
+
+// gotTwice reports whether the receiver has said that it got a byte twice: it had it when
+// it came again, and was late to say so.
+func (o *oneWire) gotTwice(from, to netip.AddrPort, n uint32) bool {
+	_, ok := find(o.way(from, to).twice, n)
+	return ok
+}
+
+func find(list []sentRange, n uint32) (at int64, ok bool) {
+	for _, r := range list {
 		if int32(n-r.begin) >= 0 && int32(n-r.end) < 0 {
 			return r.at, true
 		}
@@ -188,6 +209,7 @@ func TestSentAgain(t *testing.T) {
 
 func TestBeyondTheWindow(t *testing.T) {
 	a, b := netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:2")
+	const fin = 1 << 31
 	top := uint32(0xffffff00) // numbers wrap
 	for _, c := range []struct {
 		name   string
@@ -198,6 +220,8 @@ func TestBeyondTheWindow(t *testing.T) {
 		{"all of it", [2]int8{-1, -1}, [][2]uint32{{0, 1000}}, nil},
 		{"too much", [2]int8{-1, -1}, [][2]uint32{{0, 900}, {900, 107}, {900, 100}}, []int32{7}},
 		{"a probe", [2]int8{-1, -1}, [][2]uint32{{1000, 1}}, nil},
+		{"a FIN", [2]int8{-1, -1}, [][2]uint32{{0, 1001 | fin}}, nil},
+		{"too much, and a FIN", [2]int8{-1, -1}, [][2]uint32{{0, 1003 | fin}}, []int32{2}},
 		{"scaled", [2]int8{0, 3}, [][2]uint32{{0, 8000}, {8000, 2}}, []int32{2}},
 		{"not scaled by both", [2]int8{-1, 3}, [][2]uint32{{0, 1002}}, []int32{2}},
 	} {
@@ -206,7 +230,7 @@ func TestBeyondTheWindow(t *testing.T) {
 		w.add(tcpSegment{from: b, to: a, seq: 7, n: 1, ack: top, acks: true, syn: true, shift: c.shifts[1], window: 10})
 		w.add(tcpSegment{from: b, to: a, seq: 8, ack: top, acks: true, window: 1000})
 		for _, s := range c.sends {
-			w.add(tcpSegment{at: 5, from: a, to: b, seq: top + s[0], n: s[1], acks: true, ack: 8})
+			w.add(tcpSegment{at: 5, from: a, to: b, seq: top + s[0], n: s[1] &^ fin, acks: true, ack: 8, fin: s[1]&fin != 0})
 		}
 		var by []int32
 		for _, f := range w.far {
@@ -217,6 +241,14 @@ func TestBeyondTheWindow(t *testing.T) {
 		}
 		if at, ok := w.firstAt(a, b, c.sends[0][0]+1); !ok || at != 5 {
 			t.Errorf("%s: the first byte was there at %d, %v", c.name, at, ok)
+		}
+		first := c.sends[0][0] + 1
+		if w.gotTwice(a, b, first) {
+			t.Errorf("%s: it came once", c.name)
+		}
+		w.add(tcpSegment{from: b, to: a, seq: 8, ack: top + 900, acks: true, window: 1000, twice: [2]uint32{top, top + 1001}})
+		if !w.gotTwice(a, b, first) {
+			t.Errorf("%s: it came twice", c.name)
 		}
 	}
 }
@@ -317,11 +349,14 @@ func segmentOf(rec *pcap.Record) (s tcpSegment, ok bool) {
 	if h.Flags()&(wire.FlagSYN|wire.FlagFIN) != 0 {
 		s.n++
 	}
-	if s.syn = h.Flags()&wire.FlagSYN != 0; s.syn {
-		s.shift = -1
-		for it := wire.IterTCPOptions(h.Options()); it.Next(); {
-			if it.Kind == wire.OptWindowScale && len(it.Value) == 1 {
-				s.shift = int8(it.Value[0])
+	s.syn, s.fin, s.shift = h.Flags()&wire.FlagSYN != 0, h.Flags()&wire.FlagFIN != 0, -1
+	for it := wire.IterTCPOptions(h.Options()); it.Next(); {
+		switch {
+		case it.Kind == wire.OptWindowScale && len(it.Value) == 1:
+			s.shift = int8(it.Value[0])
+		case it.Kind == wire.OptSACK && len(it.Value) >= 8:
+			if b, e := network.BigEndian.Uint32(it.Value), network.BigEndian.Uint32(it.Value[4:]); int32(e-s.ack) <= 0 {
+				s.twice = [2]uint32{b, e}
 			}
 		}
 	}

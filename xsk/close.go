@@ -79,7 +79,8 @@ func (s *Socket) Close() error {
 // queue down some time after Close, and the NIC may write into the frames until
 // then: Reclaim returns 0 until a socket of the same UMEM has been opened on the
 // same interface and queue, which shows that it is over. Closing the UMEM is
-// safe at any time: the kernel holds the pages until it is done.
+// safe at any time: the kernel holds the pages until it is done. Other sockets may
+// work meanwhile.
 func (s *Socket) Reclaim(addrs []uint64) int {
 	u := s.umem
 	u.mu.Lock()
@@ -87,18 +88,18 @@ func (s *Socket) Reclaim(addrs []uint64) int {
 	if !s.closed || !s.reclaimable {
 		return 0
 	}
-	rx, tx := rxOwner(s.slot), txOwner(s.slot)
 	got := 0
-	for got < len(addrs) && s.reclaimed < len(u.owners) {
-		f := s.reclaimed
-		s.reclaimed++
-		switch u.owners[f] {
-		case rx:
+	for got < len(addrs) {
+		f := u.heldBy(s.slot, s.reclaimed)
+		s.reclaimed = f + 1
+		if f >= len(u.owners) {
+			s.reclaimed = f
+			break
+		}
+		if u.owners[f] == rxOwner(s.slot) {
 			s.rx.received.add(1)
-		case tx:
+		} else {
 			s.tx.completed.add(1)
-		default:
-			continue
 		}
 		u.owners[f] = ownerCaller
 		addrs[got] = uint64(f) << u.shift
@@ -140,10 +141,7 @@ func (s *Socket) release() error {
 
 // disown gives the frames of a socket that was never bound back to the caller.
 func (s *Socket) disown() {
-	rx, tx := rxOwner(s.slot), txOwner(s.slot)
-	for f, o := range s.umem.owners {
-		if o == rx || o == tx {
-			s.umem.owners[f] = ownerCaller
-		}
+	for f := s.umem.heldBy(s.slot, 0); f < len(s.umem.owners); f = s.umem.heldBy(s.slot, f+1) {
+		s.umem.owners[f] = ownerCaller
 	}
 }

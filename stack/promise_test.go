@@ -101,7 +101,10 @@ func TestSplicePromises(t *testing.T) {
 			}
 			// Now the stage lets go.
 			answer(100)
-			for c.atOnce && client.maySend() > server.takes() {
+			for i := 0; c.atOnce && client.maySend() > server.takes(); i++ {
+				if i == 100 {
+					t.Fatalf("the client has sent %d segments, and was told more and more: it may send %d bytes, and the server takes %d", i, client.maySend(), server.takes())
+				}
 				eventually(t, "the server's bytes are acknowledged", func() bool {
 					s := segments(b.ports[wan].frames(), false, wire.FlagACK)
 					return s[len(s)-1].tcp.Ack() == sSeq

@@ -117,11 +117,11 @@ func (l *leg) offers(seg wire.TCP) {
 // much and may have nothing to send.
 func (l *leg) bound(edge uint32) uint32 {
 	o := l.other()
-	if l.f.wish.capping {
-		if o.excess() == 0 {
-			return l.edge
-		}
-	} else if int32(l.rcvMax-l.turn) >= o.room()/2 && !l.f.atRest() {
+	switch {
+	case l.f.wish.capping && o.excess() == 0:
+		return l.edge
+	case l.f.wish.made: // between two tries: what is too much gets less
+	case int32(l.rcvMax-l.turn) >= o.room()/2 && !l.f.atRest():
 		return edge
 	}
 	takes := l.isn + 1 + o.takes

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -217,6 +218,16 @@ func TestWiresComeAndGo(t *testing.T) {
 		}
 	}
 	t.Logf("%d rounds, the slowest reload took %.0f ms; %d connections over the other wire, %d KiB, %d broken", rounds, slowest*1000, k.conns.Load(), k.bytes.Load()>>10, len(k.broken))
+	// What the sockets of the wire that stays had no room for, while others came and went.
+	lost := uint64(0)
+	for _, p := range status().Ports {
+		for _, q := range p.Queues {
+			lost += q.TxRefused + q.Extra["rx_ring_full"] + q.Extra["fill_ring_empty"] + q.Extra["rx_dropped"] + q.Extra["no_frames"]
+		}
+	}
+	if lost > 0 {
+		t.Errorf("%d packets of the wire that stays were lost", lost)
+	}
 	r.eventually("nothing is left of it", func() error {
 		if n := status().Goroutines; n > goroutines {
 			return fmt.Errorf("%d goroutines, %d in the beginning", n, goroutines)
@@ -320,6 +331,23 @@ func TestWiresRefused(t *testing.T) {
 		for range 3 {
 			if err := echoOver(open, "two workers"); err != nil {
 				t.Errorf("connection %d: %v", i, err)
+			}
+		}
+	}
+
+	t.Log("what adding it took is set aside again, in every thread")
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", a.cmd.Process.Pid))
+	if err != nil || len(tasks) < 4 {
+		t.Fatalf("%d threads, %v", len(tasks), err)
+	}
+	for _, file := range tasks {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has ended
+		}
+		for _, want := range []string{"CapEff:\t" + keptOfRoot, "CapPrm:\t000000c000003002", "NoNewPrivs:\t1"} {
+			if !strings.Contains(string(text), "\n"+want+"\n") {
+				t.Errorf("%s: want %q, it has:\n%s", file, want, text)
 			}
 		}
 	}

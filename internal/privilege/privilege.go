@@ -10,10 +10,15 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
+
+// changing is held while any thread's capabilities change: Keep changes those of the thread
+// in which With has raised some, too.
+var changing sync.Mutex
 
 // Keep takes all capabilities from this process but those named that it has, in
 // every set of every thread: permitted, effective, inheritable, ambient, and, where
@@ -21,6 +26,8 @@ import (
 // them there. No program that it runs can gain others
 // (no_new_privs). It returns what is left. Threads that begin later inherit it.
 func Keep(names, aside []cap.Value) (left []cap.Value, err error) {
+	changing.Lock()
+	defer changing.Unlock()
 	had := cap.GetProc()
 	keep := cap.NewSet()
 	for i, c := range append(slices.Clone(names), aside...) {
@@ -59,8 +66,10 @@ func Keep(names, aside []cap.Value) (left []cap.Value, err error) {
 
 // With runs fn with capabilities in effect that Keep has set aside, in this thread
 // only. It does without those that the process does not have: what fn does says what
-// is missing.
+// is missing. Neither Keep nor another With comes between.
 func With(names []cap.Value, fn func() error) error {
+	changing.Lock()
+	defer changing.Unlock()
 	runtime.LockOSThread()
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3} // of this thread
 	var before [2]unix.CapUserData

@@ -65,7 +65,29 @@ func child() {
 		}
 	}
 	begin(4)
+	// One that has begun before is finished with what it has.
+	begun, asked, early := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		early <- With([]cap.Value{cap.NET_RAW}, func() error {
+			close(begun)
+			<-asked
+			for range 1000 {
+				runtime.Gosched()
+			}
+			fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+			if err == nil {
+				unix.Close(fd)
+			}
+			return err
+		})
+	}()
+	<-begun
+	close(asked)
 	left, err := Keep([]cap.Value{cap.NET_ADMIN}, []cap.Value{cap.NET_RAW})
+	if early := <-early; early != nil {
+		fmt.Println("With, before Keep:", early)
+		os.Exit(1)
+	}
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)

@@ -198,7 +198,7 @@ func (r report) printConditions(out io.Writer) {
 func (r report) printWorkload(out io.Writer, w workload) {
 	fmt.Fprintf(out, "\n%s: %s\n", w.name, w.about)
 	tw := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
-	head := "  GATEWAY\t" + strings.ToUpper(w.unit) + " PER GATEWAY CPU-S\tOF " + strings.ToUpper(yardstick) + "\tOF " + strings.ToUpper(limit) + "\tPER SECOND\tCPU\tRETRANSMITS"
+	head := "  GATEWAY\t" + strings.ToUpper(w.unit) + " PER GATEWAY CPU-S\tOF " + strings.ToUpper(r.peer(w)) + "\tOF " + strings.ToUpper(limit) + "\tPER SECOND\tCPU\tRETRANSMITS"
 	if w.name == "pingpong" {
 		head += "\tP50 US\tP99 US"
 	}

@@ -30,6 +30,8 @@ type WorkerOptions struct {
 	// Beat, if there is one, is called on the worker's goroutine at least every
 	// BeatInterval as long as the worker takes turns: a sign of life.
 	Beat func()
+	// Flush, if there is one, is called at the end of each turn, and of Close.
+	Flush func()
 	// Passer, if there is one, knows what goes past the worker when Beat was not
 	// called for longer than Silence.
 	Passer  Passer
@@ -278,6 +280,9 @@ func (w *Worker) Turn() (busy bool, err error) {
 	}
 	if w.taps != nil {
 		w.taps.endTurn()
+	}
+	if w.o.Flush != nil {
+		w.o.Flush()
 	}
 	w.o.Pool.publish()
 	if open == 0 && !busy && err == nil {

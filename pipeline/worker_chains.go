@@ -77,6 +77,9 @@ func (w *Worker) Close() error {
 			port.Flush()
 		}
 	}
+	if w.o.Flush != nil {
+		w.o.Flush()
+	}
 	w.o.Pool.publish()
 	return err
 }

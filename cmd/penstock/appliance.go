@@ -209,11 +209,13 @@ func (a *appliance) buildWorkers() error {
 				infos = append(infos, door.Info())
 			}
 		}
-		a.lanes = append(a.lanes, a.record.TimedLane(clock))
+		lane := a.record.TimedLane(clock)
+		lane.Batch()
+		a.lanes = append(a.lanes, lane)
 		a.workers = append(a.workers, pipeline.NewWorker(pipeline.WorkerOptions{
 			ID: w, Ports: ports, Infos: infos, Pool: a.memory.Arena.Pool(w), Waiter: waiter, Clock: clock, Log: a.log,
 			Default: pipeline.NoChain, TimeStages: true, Offloader: &offloader{a: a}, Router: a.routing(), Beat: func() { a.beat(w) },
-			Passer: a, Silence: time.Duration(a.cfg.Appliance.Heartbeat),
+			Passer: a, Silence: time.Duration(a.cfg.Appliance.Heartbeat), Flush: lane.Flush,
 		}))
 	}
 	pipeline.Link(a.workers)

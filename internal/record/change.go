@@ -68,7 +68,10 @@ func (c *Change) Commit() {
 
 // Take has a lane write to the new sinks. It is called on the lane's goroutine, and
 // neither locks nor allocates.
-func (c *Change) Take(l *Lane) { l.table.Store(c.tables[l]) }
+func (c *Change) Take(l *Lane) {
+	l.Flush() // a sink that goes comes for it now, or never
+	l.table.Store(c.tables[l])
+}
 
 // Finish writes what the sinks that go have queued, for at most Options.CloseWait,
 // and closes them. It is called after all lanes have taken the new ones.

@@ -40,7 +40,9 @@ type Lane struct {
 	asked int64
 	table atomic.Pointer[laneTable]
 	enc   encoder
-	line  []byte // that of the last Appender
+	line  []byte  // that of the last Appender
+	batch bool    // what is recorded stays until Flush
+	open  []*lane // with such events
 }
 
 // laneTable is what a lane has for the routes of its recorder. It does not change.
@@ -71,6 +73,31 @@ func (r *Recorder) TimedLane(clock func() int64) *Lane {
 	defer r.figures.mu.Unlock()
 	r.lanes = append(r.lanes, l)
 	return l
+}
+
+// Batch has what is recorded wait for Flush, for sinks to take it: to hand over each event
+// by itself costs more than to write it. Call it before the lane is used.
+func (l *Lane) Batch() { l.batch = true }
+
+// Flush hands over what has been recorded since the last time. It is called on the lane's
+// goroutine.
+func (l *Lane) Flush() {
+	for i, x := range l.open {
+		x.end()
+		l.open[i] = nil
+	}
+	l.open = l.open[:0]
+}
+
+// wrote is told of an event that was written to x, or dropped.
+func (l *Lane) wrote(x *lane) {
+	switch {
+	case !l.batch:
+		x.end()
+	case !x.waits:
+		x.waits = true
+		l.open = append(l.open, x)
+	}
 }
 
 // newLaneTable keeps the ways to sinks that there were before.
@@ -133,7 +160,7 @@ func (l *Lane) Record(event string, fields any) {
 			if c := x.begin(); c != nil {
 				c.briefs = append(c.briefs, laterBrief{c.events(), at, *v})
 				c.size += v.size()
-				x.end(c)
+				l.wrote(x)
 			}
 		}
 		return
@@ -165,7 +192,7 @@ func (l *Lane) Record(event string, fields any) {
 			c.later = append(c.later, later{c.events(), e})
 			c.size += laterSize
 		}
-		x.end(c)
+		l.wrote(x)
 	}
 }
 
@@ -229,8 +256,8 @@ func (c *chunk) clear() {
 }
 
 // lane is the way from a Lane to one sink. The chunk that is being filled lies in
-// slot, with full ones behind it. The lane takes it out while it writes, and the
-// sink leaves nothing there when it takes them: neither waits for the other.
+// slot, with full ones behind it. The lane takes it out while it writes, one event or
+// what a batch has, and the sink leaves nothing there when it takes them: neither waits for the other.
 type lane struct {
 	s    *sink
 	slot atomic.Pointer[chunk] // nil: the lane is writing; nothing: the sink has taken all
@@ -239,6 +266,10 @@ type lane struct {
 	// The lane's own.
 	spare *chunk
 	made  int
+	taken *chunk // out of slot; nil: it is there
+	wrote uint64 // events since it was taken
+	waits bool   // for Flush
+	hurry bool   // much waits
 }
 
 // nothing stands in a slot that the sink has emptied.
@@ -258,28 +289,36 @@ func (s *sink) newLane() *lane {
 	return l
 }
 
-// begin returns the chunk to write an event to, until end; nil: there is no room, or
+// begin returns the chunk to write an event to, which is to follow at once, and then end; nil: there is no room, or
 // the sink is closed, and it is dropped.
 func (l *lane) begin() *chunk {
 	if l.s.closed.Load() {
 		l.s.drops.Add(1)
 		return nil
 	}
-	c := l.slot.Swap(nil)
-	if c != nothing && c.size < chunkBytes {
-		return c
+	c := l.taken
+	if c == nil {
+		c = l.slot.Swap(nil)
 	}
-	n := l.empty()
-	if n == nil {
-		l.slot.Store(c) // what the sink has seen meanwhile was nothing
-		l.s.drops.Add(1)
-		return nil
+	if c == nothing || c.size >= chunkBytes {
+		n := l.empty()
+		if n == nil {
+			if l.taken == nil {
+				l.slot.Store(c) // what the sink has seen meanwhile was nothing
+			}
+			l.s.drops.Add(1)
+			return nil
+		}
+		n.older, n.depth = nil, 1
+		if c != nothing {
+			n.older, n.depth = c, c.depth+1
+		}
+		l.hurry = l.hurry || n.depth >= hurryChunks
+		c = n
 	}
-	n.older, n.depth = nil, 1
-	if c != nothing {
-		n.older, n.depth = c, c.depth+1
-	}
-	return n
+	l.taken = c
+	l.wrote++
+	return c
 }
 
 // empty returns a chunk with room, nil if there is none.
@@ -301,17 +340,18 @@ func (l *lane) empty() *chunk {
 }
 
 // end puts the chunk back, and sees to it that the sink comes for it.
-func (l *lane) end(c *chunk) {
-	s, much := l.s, c.depth >= hurryChunks && c.events() == 1
-	s.accepted.Add(1)
-	l.slot.Store(c)
+func (l *lane) end() {
+	s, hurry := l.s, l.hurry
+	s.accepted.Add(l.wrote)
+	l.slot.Store(l.taken)
+	l.taken, l.wrote, l.waits, l.hurry = nil, 0, false, false
 	if !s.armed.Load() && s.armed.CompareAndSwap(false, true) {
 		select {
 		case s.bell <- struct{}{}:
 		default:
 		}
 	}
-	if much {
+	if hurry {
 		select {
 		case s.hurry <- struct{}{}:
 		default:

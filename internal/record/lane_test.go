@@ -35,9 +35,17 @@ func (panicking) AppendMembers(m *Members) {
 // TestLane: what a lane records arrives as it was when it was recorded, in its
 // order, whether it writes itself or not.
 func TestLane(t *testing.T) {
+	t.Run("each event", func(t *testing.T) { testLane(t, false) })
+	t.Run("in batches", func(t *testing.T) { testLane(t, true) })
+}
+
+func testLane(t *testing.T, batch bool) {
 	dir := t.TempDir()
 	r := open(t, Options{Now: fixedNow}, Spec{"file:" + dir + "/one", []string{"http"}}, Spec{"file:" + dir + "/all", []string{All}})
 	l := r.Lane()
+	if batch {
+		l.Batch()
+	}
 	if !l.Enabled("http") || l.Enabled("") != r.Enabled("") {
 		t.Error("a lane disagrees with its recorder on what is wanted")
 	}
@@ -64,11 +72,15 @@ func TestLane(t *testing.T) {
 			v.pad = strings.Repeat("y", rnd.IntN(300))
 			l.Record(event, v)
 		}
+		if batch && rnd.IntN(20) == 0 || i%1000 == 0 {
+			l.Flush()
+		}
 		if i%1000 == 0 { // the sinks are to keep up
 			eventually(t, "everything is written", func() bool { s := r.Stats(); return s[0].Queued+s[1].Queued == 0 })
 		}
 	}
 	l.Record("http", panicking{})
+	l.Flush()
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -95,6 +107,38 @@ func TestLane(t *testing.T) {
 	l.Record("http", v)
 	if s := r.Stats()[1]; s.Dropped != 1 {
 		t.Errorf("stats after the end are %+v", s)
+	}
+}
+
+// TestBatchWaits: what a lane with batches records is handed over by Flush, and not before.
+func TestBatchWaits(t *testing.T) {
+	dir := t.TempDir()
+	r := open(t, Options{Now: fixedNow}, Spec{"file:" + dir + "/all", []string{All}})
+	held, other := r.Lane(), r.Lane()
+	held.Batch()
+	for i := range 10 {
+		held.Record("http", &number{n: uint64(i)})
+	}
+	other.Record("http", &number{n: 100})
+	written := func(want ...int) {
+		t.Helper()
+		eventually(t, "what was handed over is written", func() bool {
+			s := r.Stats()[0]
+			return s.Written == uint64(len(want)) && s.Queued == 0
+		})
+		if got := numbers(t, lines(t, dir+"/all")); fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
+	}
+	written(100)
+	held.Flush()
+	written(100, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
+	held.Flush() // nothing
+	held.Record("http", &number{n: 10})
+	held.Flush()
+	written(100, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -102,13 +102,6 @@ func (m *MemoryPort) Receive(b *Batch) (n int, err error) {
 	return n, nil
 }
 
-// Waiting implements Queued.
-func (m *MemoryPort) Waiting() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return len(m.in) > 0
-}
-
 // Transmit implements Port.
 func (m *MemoryPort) Transmit(pkts []*Packet) (accepted int) {
 	m.mu.Lock()

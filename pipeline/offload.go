@@ -34,9 +34,6 @@ type Splice struct {
 	// Done is called on the worker's goroutine when the flow is with the
 	// Offloader, or stays in user space.
 	Done func(taken bool)
-	// Late, if there is one, is called there when Done takes its time, once: no end shall
-	// wait for it any longer.
-	Late func()
 }
 
 // Splicer takes connections that a stage has spliced out of user space. A stage
@@ -53,18 +50,9 @@ const (
 	// way already from handing it over again and again.
 	releaseSlots = 4096
 	releaseAgain = int64(100e6) // ns
-	// spliceTurns is how many turns a splice waits for the ports to be empty; after lateTurns
-	// it is late.
-	spliceTurns = 1024
-	lateTurns   = 16
+	// spliceTurns is how many turns a splice waits for the ports to be empty.
+	spliceTurns = 16
 )
-
-// Queued is a Port that knows whether packets wait in it: to be received, or, accepted
-// by Transmit, to leave. Only its worker may ask.
-type Queued interface {
-	Port
-	Waiting() bool
-}
 
 // releases collects the released flows of a turn.
 type releases struct {
@@ -126,15 +114,10 @@ func (r *releases) Splice(s Splice) {
 
 // flush hands the flows over. It runs after transmission: what the worker still
 // held of them has left before XDP forwards what comes behind. Splices wait for a
-// moment in which the ports are empty, or what lies there would come behind what XDP
-// forwards: a turn takes milliseconds where the worker has to share its processor, so that
-// the ports are asked again at its end.
-func (r *releases) flush(empty bool, ports []Port) {
+// turn in which the ports were found empty, or what lies there would come
+// behind what XDP forwards.
+func (r *releases) flush(empty bool) {
 	if len(r.waits) > 0 {
-		for _, port := range ports {
-			q, ok := port.(Queued)
-			empty = empty && !(ok && q.Waiting())
-		}
 		r.join(empty)
 	}
 	if len(r.flows) == 0 {
@@ -164,9 +147,6 @@ func (r *releases) join(empty bool) {
 	keep := r.waits[:0]
 	for _, w := range r.waits {
 		if w.turns++; !empty && w.turns < spliceTurns || len(r.flows) == cap(r.flows) {
-			if w.turns == lateTurns && w.Late != nil {
-				w.Late()
-			}
 			keep = append(keep, w)
 			continue
 		}

@@ -254,7 +254,7 @@ func (w *Worker) Turn() (busy bool, err error) {
 		}
 	}
 	if w.releases != nil {
-		w.releases.flush(empty, w.o.Ports)
+		w.releases.flush(empty)
 		w.more = w.more || len(w.releases.waits) > 0
 	}
 	if w.doubt > now && !empty { // what has waited is not all worked on

@@ -83,7 +83,6 @@ func (s *Stack) checkAccept(f *flow, now int64) {
 		f.dir[d].d = pipeline.Direction(d)
 	}
 	s.wantSplice(f, now)
-	s.widen(&f.client)
 	s.revisit(f)
 }
 

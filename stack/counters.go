@@ -21,7 +21,6 @@ type counters struct {
 	badAck, oldStamp, clientLimit, stallTimeout          *pipeline.Counter
 	synRepeats, acksDelayed                              *pipeline.Counter
 	spliced, spliceBusy, spliceTaken, spliceRefused      *pipeline.Counter
-	overtaken                                            *pipeline.Counter
 	adopted                                              *pipeline.Counter
 	translated, translatedSlow                           *pipeline.Counter
 	retransmits, timeouts, recoveries, txQueued          *pipeline.Counter
@@ -85,7 +84,6 @@ func newCounters(set *pipeline.CounterSet) counters {
 		spliceRefused:   c("splice_not_offloaded", "times XDP had no room for a spliced connection"),
 		adopted:         c("splice_adopted", "spliced connections of an earlier process that are known here"),
 		translated:      c("translated", "packets of spliced connections that were translated in user space"),
-		overtaken:       c("splice_overtaken", "those of them that were on their way to user space when XDP took the connection"),
 		translatedSlow:  c("translated_slow", "those of them that XDP leaves to user space: fragments, odd options"),
 		retransmits:     c("retransmits", "segments that netstack has sent again, to either end"),
 		timeouts:        c("retransmit_timeouts", "times that it had to wait for a timer to do so"),

@@ -201,14 +201,6 @@ func (l *leg) NotifyEvent(mask waiter.EventMask) {
 	l.f.s.enqueue(l.f)
 }
 
-// other returns the flow's other leg.
-func (l *leg) other() *leg {
-	if l.toServer {
-		return &l.f.client
-	}
-	return &l.f.server
-}
-
 // towards returns the direction whose bytes go out by this leg.
 func (l *leg) towards() pipeline.Direction {
 	if l.toServer {

@@ -127,7 +127,6 @@ func TestResetWaits(t *testing.T) {
 			c, s, cSeq, cAck, sSeq, sAck := b.open(addr(client4, 5000), addr(server4, 80))
 			s.template.window = 0
 			s.send(wire.FlagACK, sSeq, sAck, nil, nil)
-			b.seen()
 			data := noise(7, 1000)
 			begin := time.Now()
 			c.send(wire.FlagACK|wire.FlagPSH, cSeq, cAck, nil, data)

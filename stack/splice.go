@@ -32,12 +32,12 @@ const (
 
 // spliced is a connection whose packets are translated and forwarded.
 type spliced struct {
-	rules  [2]rewrite.Rule // by Direction
-	start  int64           // when it was spliced
-	asked  int64           // when XDP was asked last to take it
-	taken  bool            // and has: what comes up is what XDP does not translate
-	asking bool            // it has not answered yet
-	late   bool            // nor for a while: no end waits for it any longer
+	rules [2]rewrite.Rule // by Direction
+	start int64           // when it was spliced
+	asked int64           // when XDP was asked last to take it
+	taken bool            // and has: what comes up is what XDP does not translate
+	// joining: XDP has not answered yet.
+	joining bool
 	// owed says, by leg, that its end has to hear of an acknowledgment or of an
 	// open window: once XDP has the flow, or what it then sends would be overtaken.
 	owed [2]bool
@@ -88,8 +88,12 @@ func (s *Stack) checkWishes(now int64) {
 			s.n.spliceBusy.Add(1)
 			w.capping, w.until = false, now+w.pause
 			w.pause = min(2*w.pause, retryMost)
-			s.widen(&f.client)
-			s.widen(&f.server)
+			for _, l := range [...]*leg{&f.client, &f.server} {
+				if l.capped() && l.ep != nil {
+					l.edge = l.wanted
+					s.sendACK(l, l.ackSent, uint16(min(uint32(max(int32(l.wanted-l.ackSent), 0))>>l.scale, 65535)))
+				}
+			}
 			continue
 		}
 		w.capping, w.until = true, now+quietWait
@@ -102,13 +106,9 @@ func (s *Stack) checkWishes(now int64) {
 // what waits in netstack, in a stream stage or in a queue of ours: all make the
 // sums differ. FINs count as bytes do.
 func (f *flow) quiet() bool {
-	return f.state == stateOpen && f.resetting == nil && !f.denying && !(f.client.finIn && f.server.finIn) && f.atRest()
-}
-
-// atRest reports whether the sums are equal.
-func (f *flow) atRest() bool {
 	c, v := &f.client, &f.server
-	return c.sndMax == c.acked && v.sndMax == v.acked &&
+	return f.state == stateOpen && f.resetting == nil && !f.denying && !(c.finIn && v.finIn) &&
+		c.sndMax == c.acked && v.sndMax == v.acked &&
 		c.rcvMax-c.isn == v.acked-v.iss && v.rcvMax-v.isn == c.acked-c.iss
 }
 
@@ -120,21 +120,16 @@ var spliceBounds = []float64{1e-5, 1e-4, 1e-3, 0.01, 0.1, 1, 10}
 // with. It came from the end of leg l and is not yet noted but for its
 // acknowledgment.
 func (s *Stack) trySplice(f *flow, l *leg, p *pipeline.Packet, t wire.TCP, now int64) bool {
-	if !f.wish.made || !f.quiet() {
-		return false
-	}
-	if f.client.excess() > 0 || f.server.excess() > 0 {
-		s.widen(&f.client) // as far as the other end takes it
-		s.widen(&f.server)
+	if !f.wish.made || !f.wish.capping || !f.quiet() {
 		return false
 	}
 	if p != nil && (t.Seq() != l.rcvMax || t.Flags()&(wire.FlagSYN|wire.FlagRST) != 0) {
 		return false
 	}
-	if p != nil && t.Flags()&wire.FlagACK != 0 && t.Ack() == l.acked {
+	if p != nil && t.Flags()&wire.FlagACK != 0 {
 		l.window = t.Window()
 	}
-	y := &spliced{start: now, rules: f.rules(), heard: f.heard()}
+	y := &spliced{start: now, rules: f.rules(), joining: true, heard: f.heard()}
 	for i, l := range [...]*leg{&f.client, &f.server} {
 		y.owed[i] = l.capped() || int32(l.rcvMax-l.ackSent) > 0
 	}
@@ -145,21 +140,17 @@ func (s *Stack) trySplice(f *flow, l *leg, p *pipeline.Packet, t wire.TCP, now i
 	streams := s.shut(f)
 	f.state, f.splice = stateSpliced, y
 	closeStreams(streams, now)
-	bare := p != nil && p.Payload == p.End && t.Flags()&^wire.FlagPSH == wire.FlagACK
-	switch {
-	case bare:
-		y.owed = [2]bool{true, true} // both ends are told what it says
-	case p != nil:
-		y.owed = [2]bool{} // it carries the acknowledgment and the window of its end, and is answered
-	}
 	s.install(f, now)
 	if p == nil {
 		return true
 	}
-	if bare {
-		p.Consume()
+	if p.Payload == p.End && t.Flags()&^wire.FlagPSH == wire.FlagACK {
+		p.Consume() // both ends are told what it says
+		y.owed = [2]bool{true, true}
 		return true
 	}
+	// It carries the acknowledgment and the window of its end, and is answered.
+	y.owed = [2]bool{}
 	if f.cookie != nil && l == &f.client {
 		f.cookie.undo(t)
 	}
@@ -192,33 +183,27 @@ func (f *flow) rules() (r [2]rewrite.Rule) {
 // install asks XDP to take a spliced flow.
 func (s *Stack) install(f *flow, now int64) {
 	y := f.splice
-	y.asked, y.asking = now, true
-	answered := func() {
-		if f.state == stateSpliced && (y.owed[0] || y.owed[1]) {
-			s.enqueue(f) // see payOwed
-		}
-	}
-	s.env.Splicer.Splice(pipeline.Splice{Flow: f.conn.Flow, Rules: &y.rules, Late: func() {
-		y.late = true
-		answered()
-	}, Done: func(taken bool) {
-		y.taken, y.asking, y.deaf = taken, false, y.deaf || taken
+	y.asked = now
+	s.env.Splicer.Splice(pipeline.Splice{Flow: f.conn.Flow, Rules: &y.rules, Done: func(taken bool) {
+		y.taken, y.joining, y.deaf = taken, false, y.deaf || taken
 		if taken {
 			s.n.spliceTaken.Add(1)
 		} else {
 			s.n.spliceRefused.Add(1)
 		}
-		answered()
+		if f.state == stateSpliced && (y.owed[0] || y.owed[1]) {
+			s.enqueue(f) // see payOwed
+		}
 	}})
 }
 
 // payOwed tells the ends of a spliced flow what nobody else would tell them. Not
-// before XDP has answered, if that does not take too long, though the flow may have other events: an end whose window is
+// before XDP has answered, though the flow may have other events: an end whose window is
 // opened sends a burst, and of one that begins in user space and goes on in XDP the
 // first part is overtaken by the rest, which looks like a loss.
 func (s *Stack) payOwed(f *flow) {
 	y := f.splice
-	if y.asking && !y.late {
+	if y.joining {
 		return
 	}
 	for i, l := range [...]*leg{&f.client, &f.server} {
@@ -226,9 +211,12 @@ func (s *Stack) payOwed(f *flow) {
 			continue
 		}
 		y.owed[i] = false
-		room := min(uint32(l.other().window)<<l.other().shift, uint32(l.other().room()))
-		w := room >> l.scale
-		if w == 0 && room > 0 {
+		other := &f.server
+		if i == 1 {
+			other = &f.client
+		}
+		w := uint32(other.window) << other.shift >> l.scale
+		if w == 0 && other.window > 0 {
 			w = 1
 		}
 		s.sendACK(l, l.rcvMax, uint16(min(w, 65535)))
@@ -252,11 +240,8 @@ func (s *Stack) translate(f *flow, p *pipeline.Packet, now int64) {
 	switch y.rules[d].Apply(b, &p.Headers) {
 	case rewrite.Done:
 		s.n.translated.Add(1)
-		switch {
-		case now-y.asked > reinstallAfter && !y.asking && !y.over():
+		if now-y.asked > reinstallAfter && !y.over() {
 			s.install(f, now) // a SYN, or the table's clock, has brought it up
-		case y.taken:
-			s.n.overtaken.Add(1)
 		}
 	default:
 		if y.rules[d].ApplySlow(b, &p.Headers) != rewrite.Done {
@@ -283,10 +268,6 @@ func (f *flow) why(s *Stack, now int64) string {
 		return "it began with a SYN cookie, and the server's options are not those that the client was told"
 	case f.state != stateOpen:
 		return "it is being established or closed"
-	case w.made && f.quiet() && f.client.excess() > 0:
-		return fmt.Sprintf("it is spliced when its client has sent %d bytes more: it was offered them, and its server does not take them yet", f.client.excess())
-	case w.made && f.quiet() && f.server.excess() > 0:
-		return fmt.Sprintf("it is spliced when its server has sent %d bytes more: it was offered them, and its client does not take them yet", f.server.excess())
 	case w.made && w.capping:
 		return fmt.Sprintf("it waits since %v for a moment in which nothing is on its way, to be spliced", time.Duration(now-w.since).Round(time.Millisecond))
 	case w.made:

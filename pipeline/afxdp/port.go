@@ -158,7 +158,7 @@ type counter struct{ v atomic.Uint64 }
 
 func (c *counter) add(n int) { c.v.Store(c.v.Load() + uint64(n)) }
 
-var _ pipeline.Queued = (*Port)(nil)
+var _ pipeline.Port = (*Port)(nil)
 
 // Open binds a socket. The caller puts FD into the XSKMAP.
 func Open(m *Memory, o Options) (*Port, error) {
@@ -383,9 +383,6 @@ func (p *Port) ready() bool {
 	_, rx, _, _ := p.sock.InKernel()
 	return rx > 0
 }
-
-// Waiting implements pipeline.Queued.
-func (p *Port) Waiting() bool { return p.ready() || p.sock.Pending() > 0 }
 
 // Stats implements pipeline.Port.
 func (p *Port) Stats() pipeline.PortStats {

@@ -95,12 +95,6 @@ func (p *Port) Receive(b *pipeline.Batch) (n int, err error) {
 	return n, err
 }
 
-// Waiting implements pipeline.Queued.
-func (p *Port) Waiting() bool {
-	q, ok := p.inner.(pipeline.Queued)
-	return p.rx.holding() > 0 || p.tx.holding() > 0 || ok && q.Waiting()
-}
-
 // Transmit implements pipeline.Port. What it holds back or loses counts as
 // accepted: the wire has it.
 func (p *Port) Transmit(pkts []*pipeline.Packet) (accepted int) {

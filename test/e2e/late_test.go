@@ -2,10 +2,8 @@ package e2e
 
 import (
 	"context"
-	network "encoding/binary"
 	"io"
 	"net/netip"
-	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -28,23 +26,12 @@ type tcpSegment struct {
 	n        uint32 // bytes; SYN and FIN count 1
 	acks     bool   // ack counts
 	window   uint16 // as it stands in the header
-	syn, fin bool
-	shift    int8      // of windows, as a SYN says; -1: it does not
-	twice    [2]uint32 // from where to where its sender has got bytes twice (RFC 2883); empty: nowhere
 }
 
 // lateSegment is a segment that was sent again after timerGap or more.
 type lateSegment struct {
 	first, again int64 // when it was sent before, and now
 	from, to     netip.AddrPort
-	byte         uint32 // its first one, counted from the SYN
-}
-
-// tooFar is a segment that goes beyond the window that its receiver has offered.
-type tooFar struct {
-	at       int64
-	from, to netip.AddrPort
-	by       int32 // bytes
 }
 
 // sentRange is what was sent and is not acknowledged yet.
@@ -60,7 +47,6 @@ type oneWire struct {
 	segs  int
 	again int           // segments that were sent again
 	late  []lateSegment // those of them that a timer has sent
-	far   []tooFar
 }
 
 type oneWay struct {
@@ -68,13 +54,6 @@ type oneWay struct {
 	max    uint32
 	begun  bool
 	closed bool // the receiver's window: what is sent then is a probe
-
-	isn     uint32
-	shift   int8        // of the sender's windows
-	edge    uint32      // up to where the receiver has said that it takes bytes
-	edged   bool        // it has
-	crossed []sentRange // all of it, counted from the SYN
-	twice   []sentRange // what the receiver has got twice, likewise
 }
 
 func (o *oneWire) way(from, to netip.AddrPort) *oneWay {
@@ -83,28 +62,15 @@ func (o *oneWire) way(from, to netip.AddrPort) *oneWay {
 		if o.ways == nil {
 			o.ways = map[[2]netip.AddrPort]*oneWay{}
 		}
-		o.ways[k] = &oneWay{shift: -1}
+		o.ways[k] = &oneWay{}
 	}
 	return o.ways[k]
 }
 
 func (o *oneWire) add(s tcpSegment) {
 	o.segs++
-	if w := o.way(s.from, s.to); s.syn {
-		w.isn, w.shift = s.seq, s.shift
-	}
 	if s.acks {
 		r := o.way(s.to, s.from)
-		shift := o.way(s.from, s.to).shift
-		if s.syn || shift < 0 || r.shift < 0 {
-			shift = 0
-		}
-		if edge := s.ack + uint32(s.window)<<shift; !r.edged || int32(edge-r.edge) > 0 {
-			r.edge, r.edged = edge, true
-		}
-		if s.twice[0] != s.twice[1] {
-			r.twice = append(r.twice, sentRange{s.twice[0] - r.isn, s.twice[1] - r.isn, s.at})
-		}
 		done := 0
 		for done < len(r.out) && int32(r.out[done].end-s.ack) <= 0 {
 			done++
@@ -116,14 +82,6 @@ func (o *oneWire) add(s tcpSegment) {
 		return
 	}
 	w, end := o.way(s.from, s.to), s.seq+s.n
-	w.crossed = append(w.crossed, sentRange{s.seq - w.isn, end - w.isn, s.at})
-	bytes := s.n
-	if s.fin {
-		bytes-- // Linux has it follow what just fits
-	}
-	if by := int32(s.seq + bytes - w.edge); w.edged && by > 0 && bytes > 1 { // one is a probe
-		o.far = append(o.far, tooFar{s.at, s.from, s.to, by})
-	}
 	if !w.begun || int32(s.seq-w.max) >= 0 {
 		w.begun, w.max = true, end
 		w.out = append(w.out, sentRange{s.seq, end, s.at})
@@ -147,29 +105,8 @@ func (o *oneWire) add(s tcpSegment) {
 	}
 	o.again++
 	if s.at-first >= int64(timerGap) {
-		o.late = append(o.late, lateSegment{first, s.at, s.from, s.to, s.seq - w.isn})
+		o.late = append(o.late, lateSegment{first, s.at, s.from, s.to})
 	}
-}
-
-// firstAt returns when a byte, counted from the SYN, was there first.
-func (o *oneWire) firstAt(from, to netip.AddrPort, n uint32) (at int64, ok bool) {
-	return find(o.way(from, to).crossed, n)
-}
-
-// gotTwice reports whether the receiver has said that it got a byte twice: it had it when
-// it came again, and was late to say so.
-func (o *oneWire) gotTwice(from, to netip.AddrPort, n uint32) bool {
-	_, ok := find(o.way(from, to).twice, n)
-	return ok
-}
-
-func find(list []sentRange, n uint32) (at int64, ok bool) {
-	for _, r := range list {
-		if int32(n-r.begin) >= 0 && int32(n-r.end) < 0 {
-			return r.at, true
-		}
-	}
-	return 0, false
 }
 
 func TestSentAgain(t *testing.T) {
@@ -203,52 +140,6 @@ func TestSentAgain(t *testing.T) {
 		}
 		if len(w.late) != c.late || w.again != c.again {
 			t.Errorf("%s: %d late of %d sent again, want %d of %d", c.name, len(w.late), w.again, c.late, c.again)
-		}
-	}
-}
-
-func TestBeyondTheWindow(t *testing.T) {
-	a, b := netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:2")
-	const fin = 1 << 31
-	top := uint32(0xffffff00) // numbers wrap
-	for _, c := range []struct {
-		name   string
-		shifts [2]int8
-		sends  [][2]uint32 // from where, how much
-		by     []int32
-	}{
-		{"all of it", [2]int8{-1, -1}, [][2]uint32{{0, 1000}}, nil},
-		{"too much", [2]int8{-1, -1}, [][2]uint32{{0, 900}, {900, 107}, {900, 100}}, []int32{7}},
-		{"a probe", [2]int8{-1, -1}, [][2]uint32{{1000, 1}}, nil},
-		{"a FIN", [2]int8{-1, -1}, [][2]uint32{{0, 1001 | fin}}, nil},
-		{"too much, and a FIN", [2]int8{-1, -1}, [][2]uint32{{0, 1003 | fin}}, []int32{2}},
-		{"scaled", [2]int8{0, 3}, [][2]uint32{{0, 8000}, {8000, 2}}, []int32{2}},
-		{"not scaled by both", [2]int8{-1, 3}, [][2]uint32{{0, 1002}}, []int32{2}},
-	} {
-		var w oneWire
-		w.add(tcpSegment{from: a, to: b, seq: top - 1, n: 1, syn: true, shift: c.shifts[0]})
-		w.add(tcpSegment{from: b, to: a, seq: 7, n: 1, ack: top, acks: true, syn: true, shift: c.shifts[1], window: 10})
-		w.add(tcpSegment{from: b, to: a, seq: 8, ack: top, acks: true, window: 1000})
-		for _, s := range c.sends {
-			w.add(tcpSegment{at: 5, from: a, to: b, seq: top + s[0], n: s[1] &^ fin, acks: true, ack: 8, fin: s[1]&fin != 0})
-		}
-		var by []int32
-		for _, f := range w.far {
-			by = append(by, f.by)
-		}
-		if !slices.Equal(by, c.by) {
-			t.Errorf("%s: beyond by %v, want %v", c.name, by, c.by)
-		}
-		if at, ok := w.firstAt(a, b, c.sends[0][0]+1); !ok || at != 5 {
-			t.Errorf("%s: the first byte was there at %d, %v", c.name, at, ok)
-		}
-		first := c.sends[0][0] + 1
-		if w.gotTwice(a, b, first) {
-			t.Errorf("%s: it came once", c.name)
-		}
-		w.add(tcpSegment{from: b, to: a, seq: 8, ack: top + 900, acks: true, window: 1000, twice: [2]uint32{top, top + 1001}})
-		if !w.gotTwice(a, b, first) {
-			t.Errorf("%s: it came twice", c.name)
 		}
 	}
 }
@@ -348,17 +239,6 @@ func segmentOf(rec *pcap.Record) (s tcpSegment, ok bool) {
 	}
 	if h.Flags()&(wire.FlagSYN|wire.FlagFIN) != 0 {
 		s.n++
-	}
-	s.syn, s.fin, s.shift = h.Flags()&wire.FlagSYN != 0, h.Flags()&wire.FlagFIN != 0, -1
-	for it := wire.IterTCPOptions(h.Options()); it.Next(); {
-		switch {
-		case it.Kind == wire.OptWindowScale && len(it.Value) == 1:
-			s.shift = int8(it.Value[0])
-		case it.Kind == wire.OptSACK && len(it.Value) >= 8:
-			if b, e := network.BigEndian.Uint32(it.Value), network.BigEndian.Uint32(it.Value[4:]); int32(e-s.ack) <= 0 {
-				s.twice = [2]uint32{b, e}
-			}
-		}
 	}
 	return s, true
 }

@@ -260,9 +260,14 @@ func (f *seenFlow) over() bool {
 
 // seen reads the flows of the chains that want says.
 func (a *appliance) seen(want func(id int) bool) ([]*seenFlow, error) {
+	return a.seenIn(func(e *bpf.FlowEntry) bool { return want(int(e.Chain)) })
+}
+
+// seenIn reads the flows of the entries that want says.
+func (a *appliance) seenIn(want func(*bpf.FlowEntry) bool) ([]*seenFlow, error) {
 	found := map[bpf.FlowKey]*seenFlow{}
 	err := a.steerer.Flows(func(e bpf.FlowEntry) bool {
-		if !want(int(e.Chain)) {
+		if !want(&e) {
 			return true
 		}
 		key, way := e.FlowKey, 0

@@ -352,28 +352,9 @@ func (a *appliance) evictPorts(ports []*port) error {
 
 // flowsOf reads the flows whose packets have come in by some ports.
 func (a *appliance) flowsOf(ports []*port) ([]*seenFlow, error) {
-	found := map[bpf.FlowKey]*seenFlow{}
-	err := a.steerer.Flows(func(e bpf.FlowEntry) bool {
-		if !slices.ContainsFunc(ports, func(p *port) bool { return p.id == e.InPort }) {
-			return true
-		}
-		key, way := e.FlowKey, 0
-		if e.Reply {
-			key, way = key.Reverse(), 1
-		}
-		f := found[key]
-		if f == nil {
-			f = &seenFlow{key: key, id: int(e.Chain), action: e.Action, rewrites: e.Rewrites}
-			found[key] = f
-		}
-		f.flags[way] |= e.TCPFlags
-		return true
+	return a.seenIn(func(e *bpf.FlowEntry) bool {
+		return slices.ContainsFunc(ports, func(p *port) bool { return p.id == e.InPort })
 	})
-	list := make([]*seenFlow, 0, len(found))
-	for _, f := range found {
-		list = append(list, f)
-	}
-	return list, err
 }
 
 // tendWires removes the wires that leave, when their last flow has ended, or the time
